@@ -1,0 +1,254 @@
+"""Chapters as programs: run notebooks with papermill, keep a copy only when every cell of it succeeded.
+
+    python -m kdutils.chapters list
+    python -m kdutils.chapters run 01_pilot --profile demo --train --out runs/book/demo/notebooks
+    python -m kdutils.chapters commit 01_pilot
+
+`run` leaves the notebooks in the repository alone and writes executed copies; a chapter whose code, library, versions
+and records are those of an existing copy is skipped. `commit` runs a notebook in place with its own defaults and
+strips what changes from run to run, which is the form in which notebooks are committed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+from tqdm import tqdm
+
+from kdutils.experiments import CHAPTERS
+from kdutils.records import Store, write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 4 * 3600  # seconds a cell may take before its chapter counts as failed
+VOLATILE = ("papermill", "execution", "collapsed", "ExecuteTime")
+
+
+def chapters(root=ROOT):
+    """Notebooks of the book in reading order, {name: path}, as _toc.yml lists them."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    files = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    return {Path(file).name: root / f"{file}.ipynb" for file in files if file.startswith("notebooks/")}
+
+
+def chosen(names, root=ROOT):
+    """{name: path} of the chapters asked for, all of them when none is. Raises ValueError on an unknown name."""
+    known = chapters(root)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"chapter: got {name}; allowed: {', '.join(known)}")
+    return {name: path for name, path in known.items() if not names or name in names}
+
+
+def typed(text):
+    """A command-line value as the type it spells: 5, 1e-4, true, [1, 2]; anything else stays text."""
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except json.JSONDecodeError:
+        return text
+
+
+def parameters_of(path):
+    """Names in the notebook's cell tagged `parameters`."""
+    import papermill
+
+    return set(papermill.inspect_notebook(str(path)))
+
+
+def parameters_for(path, profile, train, extra):
+    """What papermill passes to one notebook: `profile` and `train` where it has them, and all of `extra` or ValueError.
+
+    papermill itself only warns about a name that the notebook does not have, and then runs with the default.
+    """
+    known = parameters_of(path)
+    for name in extra:
+        if name not in known:
+            raise ValueError(f"parameter of {path.stem}: got {name}; allowed: {', '.join(sorted(known))}")
+    common = {"profile": profile, "train": train}
+    return {name: value for name, value in common.items() if name in known} | extra
+
+
+def clean(notebook):
+    """The notebook without timestamps, paths, stderr and the other things that differ between two equal runs."""
+    notebook.metadata = nbformat.from_dict({
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+    })
+    for cell in notebook.cells:
+        for key in VOLATILE:
+            cell.metadata.pop(key, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata["tags"] = ["injected-parameters", "hide-input"]
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    return notebook
+
+
+def failure(notebook):
+    """Why an executed notebook is not a finished one, in one line; None if it is.
+
+    papermill's own status cannot be asked: after a dead kernel or a timeout it says that all is well.
+    """
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"cell {number}: {output.ename}: {output.evalue}"
+        if cell.execution_count is None:
+            return f"cell {number}: not run (its kernel died, or a cell took too long)"
+    return None
+
+
+def inputs(name, path, parameters, root=ROOT):
+    """Hash of all that an executed copy depends on: cells, library, versions, claims, parameters and the records seen.
+
+    A chapter sees its own records; one that makes none itself sees everybody's.
+    """
+    store = Store()
+    owners = [name] if name in CHAPTERS else store.chapters()
+    records = [record for owner in owners for record in store.records(owner)]
+    seen = [(r["key"], r["created"]) for r in records if r["spec"]["profile"] == parameters.get("profile")]
+    files = [root / "constraints.txt", root / "book" / "claims.yml", *sorted((root / "kdutils").rglob("*.py"))]
+    code = [file.read_text() for file in files if file.exists()]
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    return hashlib.sha256(json.dumps([parameters, seen, cells, code], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def execute(source, target, parameters, timeout):
+    """Run one notebook in this process, in its own folder; `target` holds what was reached, an error included."""
+    import papermill
+
+    shown = sys.stderr if sys.stderr.isatty() else None  # a chapter's own progress bars
+    papermill.execute_notebook(
+        str(source), str(target), parameters=parameters, kernel_name="python3", cwd=str(source.parent),
+        execution_timeout=timeout, progress_bar=False, stderr_file=shown,
+    )
+
+
+def _attempt(source, target, parameters, timeout):
+    """Execute in a process of its own and say why it failed, or None; `target` holds the cells that were reached."""
+    target.unlink(missing_ok=True)
+    order = json.dumps([str(source), str(target), parameters, timeout])
+    command = [sys.executable, "-m", "kdutils.chapters", "execute", order]
+    shown = None if sys.stderr.isatty() else subprocess.PIPE
+    done = subprocess.run(command, cwd=ROOT, stdout=shown, stderr=shown, text=True)
+    why = failure(nbformat.read(target, as_version=4)) if target.exists() else "nothing written"
+    said = (done.stderr or "").strip().splitlines()
+    return why or (f"exit {done.returncode}: {said[-1] if said else ''}" if done.returncode else None)
+
+
+def _started(path):
+    return path.exists() and any(cell.get("execution_count") for cell in nbformat.read(path, as_version=4).cells)
+
+
+def run_chapter(source, target, parameters, timeout=TIMEOUT, failed=ROOT / "runs" / "failed"):
+    """Execute `source` and put the result at `target`, all or nothing. Returns why it failed, or None.
+
+    A kernel that never started (a known race for ports) is tried once more. The copy of a failed run goes to `failed`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    why = _attempt(source, partial, parameters, timeout)
+    if why and not _started(partial):
+        why = _attempt(source, partial, parameters, timeout)
+    if not why:
+        _write(clean(nbformat.read(partial, as_version=4)), target)
+        partial.unlink()
+    elif partial.exists():
+        failed.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, failed / target.name)
+    return why
+
+
+def _write(notebook, path):
+    write_atomically(path, nbformat.writes(notebook) + "\n")
+
+
+def _is_current(target, stamp):
+    return target.exists() and nbformat.read(target, as_version=4).metadata.get("kdutils", {}).get("inputs") == stamp
+
+
+def _set_stamp(target, stamp):
+    notebook = nbformat.read(target, as_version=4)
+    notebook.metadata["kdutils"] = {"inputs": stamp}
+    _write(notebook, target)
+
+
+def run(names, profile, train, out, extra=None, timeout=TIMEOUT):
+    """Run chapters into the folder `out`; returns rows (chapter, state, seconds, why). Raises ValueError before any."""
+    plan = [(name, path, parameters_for(path, profile, train, extra or {})) for name, path in chosen(names).items()]
+    rows, bar = [], tqdm(plan, desc="chapters", unit="chapter", disable=not sys.stderr.isatty())
+    for name, path, parameters in bar:
+        bar.set_postfix_str(name)
+        target, began = Path(out).resolve() / path.name, time.monotonic()
+        if _is_current(target, inputs(name, path, parameters)):
+            rows.append((name, "unchanged", 0.0, ""))
+            continue
+        why = run_chapter(path, target, parameters, timeout)
+        if not why:
+            _set_stamp(target, inputs(name, path, parameters))
+        rows.append((name, "failed" if why else "done", time.monotonic() - began, why or ""))
+    return rows
+
+
+def commit(names, timeout=TIMEOUT):
+    """Run notebooks in place with the parameters written in them; returns rows as `run` does."""
+    rows = []
+    for name, path in chosen(names).items():
+        began = time.monotonic()
+        why = run_chapter(path, path, {}, timeout)
+        rows.append((name, "failed" if why else "done", time.monotonic() - began, why or ""))
+    return rows
+
+
+def _report(rows):
+    for name, state, seconds, why in rows:
+        print(f"{name:24} {state:10} {seconds:7.1f} s  {why}".rstrip())
+    return any(state == "failed" for _, state, _, _ in rows)
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(prog="python -m kdutils.chapters", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="chapters in reading order")
+    commands.add_parser("execute").add_argument("order", help=argparse.SUPPRESS)
+    for command, text in (("run", "executed copies into --out"), ("commit", "execute in place with the defaults")):
+        sub = commands.add_parser(command, help=text)
+        sub.add_argument("chapters", nargs="*", help="all of them when none is named")
+        sub.add_argument("--timeout", type=int, default=TIMEOUT, help="seconds a cell may take (%(default)s)")
+        if command == "run":
+            sub.add_argument("--profile", required=True)
+            sub.add_argument("--train", action="store_true", help="train what is missing")
+            sub.add_argument("--out", required=True, help="folder of the executed copies")
+            sub.add_argument("-p", dest="extra", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    return parser.parse_args()
+
+
+def main():
+    args = _arguments()
+    if args.command == "list":
+        print("\n".join(chapters()))
+        return 0
+    if args.command == "execute":
+        source, target, parameters, timeout = json.loads(args.order)
+        execute(Path(source), Path(target), parameters, timeout)
+        return 0
+    try:
+        if args.command == "commit":
+            return _report(commit(args.chapters, args.timeout))
+        extra = {name: typed(value) for name, value in args.extra}
+        return _report(run(args.chapters, args.profile, args.train, args.out, extra, args.timeout))
+    except ValueError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
