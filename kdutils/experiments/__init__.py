@@ -7,6 +7,7 @@ plans too), and `run(spec) -> outcome`, which trains.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from kdutils.records import Spec
@@ -24,8 +25,12 @@ CHAPTERS = {
 def _module(chapter: str) -> ModuleType:
     if chapter not in CHAPTERS:
         raise ValueError(f"chapter: got {chapter!r}; allowed: {', '.join(CHAPTERS)}")
-    name = CHAPTERS[chapter]
-    return importlib.import_module(name if "." in name else f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{CHAPTERS[chapter]}")
+
+
+def written() -> list[str]:
+    """The chapters whose experiments can be planned and run."""
+    return [chapter for chapter, name in CHAPTERS.items() if importlib.util.find_spec(f"{__name__}.{name}")]
 
 
 def plan(chapter: str, profile: str, task: str | None = None) -> list[Spec]:

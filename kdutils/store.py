@@ -1,0 +1,181 @@
+"""Where outcomes are kept: one atomic file a run, leases, and the published lines beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdutils import provenance
+from kdutils.spec import Spec, key_of, plain, to_json
+
+Record = dict[str, Any]
+
+SCHEMA = 1
+RECIPE = 1  # raised only when the golden smoke curve changes; records of an older recipe are stale
+CURVE_POINTS = 50
+_OUTCOME = {"metrics": {}, "best": {}, "losses": {}, "curve": [], "extra": {}}
+
+
+class Busy(Exception):
+    """Another live process holds the lease of this run."""
+
+
+def repository() -> Path:
+    """The book's folder: the working folder or the nearest one above it that holds _toc.yml, else that of the code."""
+    cwd = Path.cwd()
+    for folder in (cwd, *cwd.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "_toc.yml").exists():
+            return folder
+    return cwd
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write so that a reader, and a machine that loses power, sees the whole file or the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _parse(text: str, name: str, chapter: str, key: str | None = None) -> Record | None:
+    """The record in `text`; None, with a warning that names the place, where it is torn or foreign."""
+    try:
+        record = json.loads(text)
+        whole = record["schema"] == SCHEMA and isinstance(record["recipe"], int) and set(_OUTCOME) <= set(record)
+        # A record whose spec no longer gives its key was written when some setting had another default.
+        at_home = record["key"] == key_of(record["spec"]) and record["spec"]["chapter"] == chapter
+        if whole and at_home and key in (None, record["key"]):
+            return record
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    warnings.warn(f"{name} is torn or foreign: not read as a record", stacklevel=2)
+    return None
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    return _parse(text, f"{path.parent.name}/{path.name}", path.parent.name, path.stem)
+
+
+_published: dict[Path, tuple[tuple[int, int], dict[str, Record]]] = {}
+
+
+def _read_published(path: Path) -> dict[str, Record]:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return {}
+    stamp = (stat.st_mtime_ns, stat.st_size)
+    if path not in _published or _published[path][0] != stamp:
+        lines = enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1)
+        records = (_parse(line, f"{path.name}:{number}", path.stem) for number, line in lines if line.strip())
+        _published[path] = stamp, _unite(record for record in records if record)
+    return _published[path][1]
+
+
+def _unite(records: Iterable[Record]) -> dict[str, Record]:
+    """One record a key, whatever their order: that of the newest recipe, and of those the one made first."""
+    ordered = sorted(records, key=lambda record: (-record["recipe"], record["created"], record["seconds"]))
+    return {record["key"]: record for record in reversed(ordered)}
+
+
+class Store:
+    """Records in two places: `runs`, the working store, and `published`, the committed one.
+
+    Relative folders are taken from `repository()`; the environment's KDUTILS_RUNS stands in for the default `runs`.
+    Several processes and machines may write; merging two stores is copying files.
+    """
+
+    def __init__(self, runs: str | Path | None = None, published: str | Path = "book/records"):
+        root = repository()
+        self.runs = root / (runs or os.environ.get("KDUTILS_RUNS") or "runs")
+        self.published = root / published
+
+    def path(self, spec: Spec) -> Path:
+        return self.runs / spec.chapter / f"{spec.key}.json"
+
+    def model_path(self, spec: Spec) -> Path:
+        """Where the weights of a run that others build on are kept; its folder exists."""
+        path = self.runs / "models" / f"{spec.key}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def get(self, spec: Spec) -> Record | None:
+        """The run's record, from the working store or else the published one; None where there is none of this recipe.
+
+        The record may be shared with other callers: do not change it.
+        """
+        record = _read(self.path(spec))
+        if record is None or record["recipe"] != RECIPE:
+            record = _read_published(self.published / f"{spec.chapter}.jsonl").get(spec.key)
+        return record if record is not None and record["recipe"] == RECIPE else None
+
+    def put(self, spec: Spec, outcome: dict, seconds: float) -> Record:
+        """Store the outcome of a run that took `seconds`; returns the record. ValueError, and nothing stored, where the
+        outcome has an unknown part, a value that is not JSON, or a NaN."""
+        if unknown := sorted(set(outcome) - set(_OUTCOME)):
+            raise ValueError(f"outcome: got {unknown}; allowed: {', '.join(_OUTCOME)}")
+        parts = {name: plain(outcome.get(name, empty), name) for name, empty in _OUTCOME.items()}
+        if len(parts["curve"]) > CURVE_POINTS:
+            raise ValueError(f"curve: got {len(parts['curve'])} points; allowed: at most {CURVE_POINTS}")
+        commit, dirty = provenance.commit()
+        record = {
+            "schema": SCHEMA, "key": spec.key, "recipe": RECIPE, "spec": asdict(spec), **parts,
+            "seconds": plain(seconds, "seconds"), "device": parts["extra"].get("device") or provenance.device(),
+            "versions": provenance.versions(), "commit": commit, "dirty": dirty,
+            "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        }  # fmt: skip
+        write_atomically(self.path(spec), to_json(record) + "\n")
+        return record
+
+    @contextmanager
+    def lease(self, spec: Spec, wait: bool = False) -> Iterator[None]:
+        """Hold the run, so that no other process trains it; the lock dies with its process. Raises Busy where another
+        one holds it and not `wait`."""
+        from filelock import FileLock, Timeout
+
+        path = self.runs / "leases" / f"{spec.key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=-1 if wait else 0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise Busy(f"{spec} is being run by another process") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def chapters(self) -> list[str]:
+        """Every chapter with records in either place."""
+        names = {path.parent.name for path in self.runs.glob("*/*.json") if re.fullmatch("[0-9a-f]{16}", path.stem)}
+        return sorted(names | {path.stem for path in self.published.glob("*.jsonl")})
+
+    def records(self, chapter: str, recipe: int | None = RECIPE) -> list[Record]:
+        """One record a run of a chapter, both places united, sorted by key; `recipe=None` takes stale ones too."""
+        working = filter(None, (_read(path) for path in self.runs.glob(f"{chapter}/*.json")))
+        found = _unite([*_read_published(self.published / f"{chapter}.jsonl").values(), *working])
+        return [found[key] for key in sorted(found) if recipe in (None, found[key]["recipe"])]
