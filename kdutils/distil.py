@@ -1,0 +1,233 @@
+"""The only training loop: fine-tuning, distillation, PTP and knowledge selection all go through `train`."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from . import bert, losses, tasks
+from .data import Encoded
+from .profiles import Settings
+from .teacher import Signals
+
+
+class Objective(Protocol):
+    """What a student is trained on. Called with a batch, its logits and, where `states` (or `tokens`) is true, its
+    hidden states as `bert.forward` gives them; returns named scalar terms, the one to minimise under "loss"."""
+
+    states: bool
+    tokens: bool
+
+    def __call__(self, batch: dict, logits: torch.Tensor, states: torch.Tensor | None) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass
+class Plain:
+    """An objective made of one function of (batch, logits, states)."""
+
+    function: Callable
+    states: bool = False
+    tokens: bool = False
+
+    def __call__(self, batch, logits, states):
+        return self.function(batch, logits, states)
+
+
+def fine_tuning() -> Plain:
+    """Cross-entropy (mean over the batch), or mean-squared error for a regression."""
+    return Plain(lambda batch, logits, _: {"loss": losses.hard(logits, batch["labels"])})
+
+
+def stark_kd(teacher: Signals, tau: float) -> Plain:
+    """`losses.stark` against cached teacher logits."""
+    return Plain(lambda batch, logits, _: losses.stark(logits, teacher.logits[batch["index"]], batch["labels"], tau))
+
+
+@dataclass
+class Outcome:
+    """What `train` leaves: `losses` (last-epoch mean of every term), `curve` ([step, loss] of at most 50 points),
+    `best` (best-dev epoch and its metrics), `epochs` (metrics after each), `seconds`, `steps`."""
+
+    losses: dict = field(default_factory=dict)
+    curve: list = field(default_factory=list)
+    best: dict = field(default_factory=dict)
+    epochs: list = field(default_factory=list)
+    seconds: float = 0.0
+    steps: int = 0
+
+
+def train(model, data: Encoded, objective: Objective, settings: Settings, *, seed: int, epochs: float | None = None,
+          lr: float | None = None, evaluate: Callable[[nn.Module], dict] | None = None, patience: int | None = None,
+          after_step: Callable[[int, nn.Module], None] | None = None, drop_last: bool = False,
+          max_steps: int | None = None, progress: bool = False, device: str | torch.device | None = None) -> Outcome:
+    """Train `model` in place.
+
+    AdamW (fused; no decay on biases and LayerNorms) with linear warm-up over `settings.warmup` of the steps and linear
+    decay to zero, gradients clipped to the global norm `settings.clip`. In bf16 a half-precision copy computes and
+    float32 master weights are updated. `seed` fixes data order and dropout: a run is repeatable bit for bit on one
+    machine. `evaluate(model) -> {"dev": {...}, ...}` is called after each epoch where given; its first dev metric
+    decides `Outcome.best`, and training stops after `patience` epochs without a better one, where given. After every
+    step `after_step(step, model)` is called. Under `accelerate launch` each process takes its share of every batch.
+    """
+    from accelerate import PartialState
+    from transformers import get_linear_schedule_with_warmup
+
+    epochs, lr = epochs or settings.epochs, lr or settings.lr
+    state = PartialState() if torch.distributed.is_available() and torch.distributed.is_initialized() else None
+    device = torch.device(device) if device else best_device()
+    model.to(device)
+    torch.manual_seed(seed)
+    order = torch.Generator().manual_seed(seed)
+    dtype = compute_dtype(settings.precision, device)
+    worker = bert.cast(model, dtype)
+    pairs = [(m, w) for m, w in zip(model.parameters(), worker.parameters(), strict=True)] if worker is not model else []
+    optimiser = torch.optim.AdamW(_decay_groups(model, settings.weight_decay), lr=lr, fused=True)
+    per_epoch = len(data) // settings.batch_size if drop_last else -(-len(data) // settings.batch_size)
+    total = max_steps or max(1, round(per_epoch * epochs))
+    schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * total), total)
+    outcome, log, sums, stale = Outcome(steps=total), [], {}, 0
+    bar = tqdm(total=total, desc="steps", leave=False, disable=not progress, mininterval=1)
+    started = time.perf_counter()
+    worker.train()
+    step = 0
+    while step < total:
+        sums, seen = {}, 0
+        for rows in data.order(settings.batch_size, order):
+            if step == total:
+                break
+            if drop_last and len(rows) < settings.batch_size:
+                continue
+            share = rows if state is None else rows[state.process_index :: state.num_processes]
+            batch = data.batch(share, device)
+            terms = objective(batch, *bert.forward(worker, batch, objective.states, objective.tokens))
+            terms["loss"].backward()
+            _update(model, pairs, optimiser, settings.clip, state)
+            schedule.step()
+            step += 1
+            seen += 1
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.detach()
+            log.append(terms["loss"].detach())
+            bar.update()
+            if after_step:
+                after_step(step, worker)
+        outcome.losses = {k: float(v) / max(seen, 1) for k, v in sums.items()}
+        if evaluate and step < total:
+            stale = 0 if _judge(outcome, evaluate(worker), len(outcome.epochs) + 1) else stale + 1
+            worker.train()
+            if patience and stale >= patience:
+                break
+    if evaluate:
+        _judge(outcome, evaluate(worker), len(outcome.epochs) + 1)
+    if not all(torch.isfinite(torch.stack(log)).tolist()):
+        raise FloatingPointError("loss: got a value that is not finite; allowed: a finite one (lower lr, or precision fp32)")
+    bar.close()
+    outcome.curve = _thin(torch.stack(log).tolist())
+    outcome.seconds = time.perf_counter() - started
+    outcome.steps = step
+    model.eval()
+    return outcome
+
+
+def _update(model, pairs, optimiser, clip: float, state) -> None:
+    if pairs:
+        for master, worker in pairs:
+            master.grad = None if worker.grad is None else worker.grad.to(master.dtype)
+            worker.grad = None
+    if state is not None and state.num_processes > 1:
+        from accelerate.utils import reduce
+
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad = reduce(p.grad, "mean")
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimiser.step()
+    optimiser.zero_grad()
+    if pairs:
+        with torch.no_grad():
+            torch._foreach_copy_([w for _, w in pairs], [m for m, _ in pairs])
+
+
+def _judge(outcome: Outcome, metrics: dict, epoch: int) -> bool:
+    """Log an epoch's metrics; True where its first dev metric is the best yet."""
+    outcome.epochs.append(metrics)
+    first = next(iter(metrics["dev"]))
+    better = not outcome.best or metrics["dev"][first] > outcome.best["dev"][first]
+    if better:
+        outcome.best = {"epoch": epoch} | metrics
+    return better
+
+
+def _thin(values: list[float], most: int = 50) -> list[list[float]]:
+    """[step, mean loss of the steps since the last point], at most `most` points."""
+    width = -(-len(values) // most)
+    parts = [values[i : i + width] for i in range(0, len(values), width)]
+    return [[min((i + 1) * width, len(values)), round(sum(p) / len(p), 5)] for i, p in enumerate(parts)]
+
+
+def _decay_groups(model, decay: float) -> list[dict]:
+    named = list(model.named_parameters())
+    spared = [p for n, p in named if n.endswith("bias") or "LayerNorm" in n]
+    ids = {id(p) for p in spared}
+    return [{"params": [p for _, p in named if id(p) not in ids], "weight_decay": decay},
+            {"params": spared, "weight_decay": 0.0}]
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(model) -> torch.device:
+    return model.classifier.weight.device
+
+
+def compute_dtype(precision: str, device) -> torch.dtype:
+    """The dtype that `precision` ("fp32", "bf16" or "auto") means on `device`: auto is bf16 where the hardware
+    multiplies it faster (a GPU since Ampere, a CPU with AMX), else fp32."""
+    if precision not in ("fp32", "bf16", "auto"):
+        raise ValueError(f"precision: got {precision!r}; allowed: fp32, bf16, auto")
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if torch.device(device).type == "cuda" else torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if fast else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def evaluator(task: tasks.Task, sets: dict[str, Encoded], teacher: dict[str, Signals] | None = None) -> Callable:
+    """A function model -> {set: metrics}: `tasks.score`'s and, with the teacher's signals, the agreement with it (the
+    share of equal predictions; for a regression the Spearman correlation)."""
+    from .teacher import ask
+
+    def evaluate(model) -> dict[str, dict]:
+        made = {}
+        for name, rows in sets.items():
+            logits = ask(model, rows, precision="fp32" if model.classifier.weight.dtype == torch.float32 else "bf16").logits
+            made[name] = _ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
+            if teacher:
+                made[name]["agreement"] = _agreement(task, logits, teacher[name].logits)
+        return made
+
+    return evaluate
+
+
+def _ordered(task: tasks.Task, values: dict) -> dict:
+    return {k: values[k] for k in (*task.metrics, *(k for k in values if k not in task.metrics))}
+
+
+def _agreement(task: tasks.Task, student: torch.Tensor, teacher: torch.Tensor) -> float:
+    if task.regression:
+        return tasks.score(task, student.numpy(), teacher[:, 0].numpy())["spearman"]
+    return float((student.argmax(1) == teacher.argmax(1)).float().mean())
+
+
+def fresh_copy(model) -> nn.Module:
+    """A copy to train: the same weights, in training mode, no gradients."""
+    made = copy.deepcopy(model).train()
+    made.zero_grad()
+    return made

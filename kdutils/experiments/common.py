@@ -1,0 +1,122 @@
+"""What the chapters' experiments share: specs, a task's workbench (data, teacher, signals), students, one distillation."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass
+
+from kdutils import profiles, tasks
+from kdutils.records import Spec, Store
+
+TEACHER_SEED = 0  # one teacher a task, as in the papers; chapter 01 fine-tunes further seeds and shows their spread
+
+
+def make(chapter: str, profile: str, task: str, method: str, seed: int, args: dict | None = None, **changes) -> Spec:
+    """A spec with the profile expanded; `changes` override single settings."""
+    settings = profiles.settings(profile, task, **changes)
+    return Spec(chapter, task, method, profile, seed, args or {}, asdict(settings))
+
+
+def settings_of(spec: Spec) -> profiles.Settings:
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.settings.items()}
+    return profiles.Settings(**values)
+
+
+def teacher_spec(profile: str, task: str, settings: profiles.Settings, seed: int = TEACHER_SEED,
+                 layers: int | None = None) -> Spec:
+    """The fine-tuning run, of chapter 01, that makes a task's teacher. What only students read is left at its default,
+    so that a change of it does not ask for a new teacher."""
+    default = profiles.Settings()
+    student_only = {k: getattr(default, k) for k in ("lr", "epochs", "layers", "keep", "tau")}
+    args = {"layers": layers or settings.depth}
+    return Spec("01_pilot", task, "finetune", profile, seed, args, asdict(settings) | student_only)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task set up: its settings, data, fine-tuned teacher (eval mode) and that teacher's cached signals on every
+    split ("train", "held", "dev" and, where there is one, "test")."""
+
+    settings: profiles.Settings
+    data: object
+    teacher: object
+    signals: dict
+    device: str
+
+    @property
+    def task(self) -> tasks.Task:
+        return self.data.task
+
+
+def pretrained(settings: profiles.Settings, data, seed: int):
+    """The pre-trained encoder with a fresh head, its embeddings cut to the task's vocabulary."""
+    from kdutils import bert
+
+    return bert.trim(bert.load(settings.model, data.task.outputs, seed), data.vocabulary)
+
+
+@functools.lru_cache(maxsize=4)
+def _bench(profile: str, task: str, settings: profiles.Settings, states: bool) -> Bench:
+    from kdutils import bert, data, distil, teacher
+    from kdutils.experiments import run
+    from kdutils.records import run_once
+
+    store = Store()
+    spec = teacher_spec(profile, task, settings)
+    path = store.model_path(spec)
+    if not path.exists():
+        if store.get(spec) is None:
+            run_once(spec, run, store, wait=True)
+        if not path.exists():  # the record is published but its weights were never in git: train them again
+            with store.lease(spec, wait=True):
+                if not path.exists():
+                    run(spec)
+    made = bert.restore(path).to(distil.best_device())
+    loaded = data.load(task, _data_settings(settings))
+    splits = {"train": loaded.train} | loaded.evaluation
+    asked = {k: teacher.signals(made, v, states=states, cache=store.runs / "cache") for k, v in splits.items()}
+    return Bench(settings, loaded, made, {k: s.to(distil.best_device()) for k, s in asked.items()}, str(distil.best_device()))
+
+
+@functools.lru_cache(maxsize=8)
+def _data_settings(settings: profiles.Settings) -> profiles.Settings:
+    """Only what decides the data, so that runs of different rates share one load."""
+    names = ("model", "rows", "held", "max_length")
+    return profiles.Settings(**{k: getattr(settings, k) for k in names})
+
+
+def bench(spec: Spec, states: bool = False) -> Bench:
+    """The workbench of a spec's task; with `states` the teacher's [CLS] states are there as well. The teacher is
+    trained first where it is not there yet."""
+    return _bench(spec.profile, spec.task, settings_of(spec), states)
+
+
+def load_data(spec: Spec):
+    """The spec's data without a teacher."""
+    from kdutils import data
+
+    return data.load(spec.task, _data_settings(settings_of(spec)))
+
+
+def distil_student(made: Bench, student, objective, seed: int, evaluate: bool = True, **options):
+    """Train `student` in place on the bench's train split; returns the record's outcome dict (see kdutils.records).
+
+    Metrics of the last step are under "metrics", the best-dev epoch's under "best".
+    """
+    from kdutils import bert, distil
+
+    judge = distil.evaluator(made.task, made.data.evaluation, made.signals) if evaluate else None
+    result = distil.train(student, made.data.train, objective, made.settings, seed=seed, evaluate=judge, **options)
+    return outcome(result, student_parameters=bert.counts(student)["encoder"])
+
+
+def outcome(result, **extra) -> dict:
+    """A record's outcome from what `distil.train` returned."""
+    import torch
+
+    from kdutils import distil, provenance
+
+    return {"metrics": result.epochs[-1] if result.epochs else {}, "best": result.best, "losses": result.losses,
+            "curve": result.curve,
+            "extra": {"train_seconds": result.seconds, "steps": result.steps, "device": provenance.device(), "threads": torch.get_num_threads(),
+                      "dtype": str(distil.compute_dtype("auto", distil.best_device())).removeprefix("torch.")} | extra}

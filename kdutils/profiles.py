@@ -1,0 +1,102 @@
+"""Four profiles and what each expands to: the only place where sizes, seeds, steps and models are chosen.
+
+`Settings` is everything, besides method, arguments and seed, that decides a run's outcome; it goes into the run's key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+from . import tasks
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The expanded profile of one task."""
+
+    model: str = "minilm"  # "minilm", "tiny", or a hub id or folder
+    depth: int = 6  # encoder layers of that model
+    rows: int = 0  # rows of train used (held-out rows come on top where there are enough); 0: all
+    held: float = 0.1  # share held out of train for every choice, score and reward of the clean protocol
+    max_length: int = 128  # tokens
+    batch_size: int = 32
+    weight_decay: float = 0.01
+    warmup: float = 0.1  # share of all steps
+    clip: float = 1.0  # global gradient norm
+    teacher_lr: float = 5e-5
+    teacher_epochs: int = 3
+    lr: float = 1e-4  # students
+    epochs: int = 4
+    layers: tuple[int, ...] = (1, 3, 6)  # teacher layers, counted from 1, that a layer-dropped student keeps
+    keep: float = 0.3  # share of heads and of neurons that a parameter-pruned student keeps
+    tau: float = 2.0  # temperature of STARK's distillation loss
+    precision: str = "auto"  # "fp32", "bf16" (fp32 master weights), or the faster one on this device
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile: its base settings, what its tasks change, and how many seeds it plans."""
+
+    base: Settings
+    tasks: dict[str, dict] = field(default_factory=dict)  # task -> changes, in order of importance
+    seeds: int = 5  # per ordinary comparison
+    headline_seeds: int = 10  # per headline claim
+    about: str = ""
+
+
+# mini's layers, rates and epochs were chosen once per task on held-out rows of train: chapter 01's table "choices"
+# shows the runs behind them, and tests/test_profiles.py compares the two.
+PROFILES = {
+    "smoke": Profile(
+        Settings(model="tiny", depth=4, rows=512, max_length=32, batch_size=32, teacher_lr=2e-3, teacher_epochs=6, lr=1e-3,
+                 epochs=2, layers=(1, 4)),
+        {"synthetic": {}}, seeds=2, headline_seeds=2, about="synthetic task, tiny BERT: guards the code, says nothing about the papers",
+    ),
+    "demo": Profile(
+        Settings(rows=3000, max_length=64, teacher_epochs=2, epochs=2),
+        {"rotten": {}}, seeds=2, headline_seeds=2, about="MiniLM on review snippets, no network needed",
+    ),
+    "mini": Profile(
+        Settings(),
+        {
+            "mrpc": {"teacher_epochs": 4},
+            "sst2": {"rows": 8000, "teacher_epochs": 2, "epochs": 2},
+            "stsb": {"teacher_epochs": 4},
+            "rotten": {"teacher_epochs": 2, "epochs": 2},
+            "rte": {"teacher_epochs": 5, "epochs": 5},
+        },
+        about="MiniLM on GLUE: what this book publishes",
+    ),
+    "paper": Profile(
+        Settings(model="google-bert/bert-base-uncased", depth=12, held=0.05, teacher_lr=3e-5, teacher_epochs=10, lr=3e-5,
+                 epochs=10, clip=5.0, batch_size=16, layers=(1, 2, 3, 4)),
+        {t: {} for t in ("mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli", "mnli-mm")},
+        about="BERT-base on GLUE as the papers use it",
+    ),
+}
+for _large in ("qnli", "qqp", "mnli", "mnli-mm"):
+    PROFILES["paper"].tasks[_large] |= {"batch_size": 32, "lr": 2e-5, "teacher_lr": 2e-5, "epochs": 5, "teacher_epochs": 3}
+
+
+def profile(name: str) -> Profile:
+    if name not in PROFILES:
+        raise ValueError(f"profile: got {name!r}; allowed: {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def task_names(name: str) -> list[str]:
+    """The tasks of a profile, the most important first."""
+    return list(profile(name).tasks)
+
+
+def settings(name: str, task: str, **changes) -> Settings:
+    """The settings of `task` in profile `name`, with `changes`; a task outside the profile or an unknown field is an
+    error of one line."""
+    chosen = profile(name)
+    tasks.get(task)
+    if task not in chosen.tasks:
+        raise ValueError(f"task: got {task!r} for profile {name!r}; allowed: {', '.join(chosen.tasks)}")
+    known = {f.name for f in fields(Settings)}
+    if unknown := set(changes) - known:
+        raise ValueError(f"settings: got {sorted(unknown)}; allowed: {', '.join(sorted(known))}")
+    return replace(chosen.base, **(chosen.tasks[task] | changes))

@@ -1,0 +1,68 @@
+"""What a frozen model says about a data set: asked once per (weights, data), kept on disk, then looked up."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import bert
+from .data import Encoded
+
+
+@dataclass(frozen=True)
+class Signals:
+    """A model's outputs for every row of an Encoded, in its order: `logits` [n, outputs] in float32 and, where asked
+    for, the [CLS] `states` [n, layers + 1, d] in bfloat16 (embeddings first)."""
+
+    logits: torch.Tensor
+    states: torch.Tensor | None = None
+
+    def at(self, index: torch.Tensor) -> Signals:
+        """The signals of rows `index`, on that tensor's device."""
+        states = None if self.states is None else self.states[index].float()
+        return Signals(self.logits[index], states)
+
+    def to(self, device) -> Signals:
+        return Signals(self.logits.to(device), None if self.states is None else self.states.to(device))
+
+
+@torch.inference_mode()
+def ask(model, data: Encoded, states: bool = False, batch_size: int = 128, precision: str = "auto") -> Signals:
+    """One forward pass over `data` in eval mode, in batches of similar length."""
+    from .distil import compute_dtype, device_of
+
+    was_training, device = model.training, device_of(model)
+    asked = bert.cast(model, compute_dtype(precision, device)).eval()
+    logits = states_of = None
+    for batch in data.batches(batch_size, device=device):
+        z, cls = bert.forward(asked, batch, states=states)
+        if logits is None:
+            logits = torch.empty(len(data), z.shape[1])
+            states_of = torch.empty(len(data), *cls.shape[1:], dtype=torch.bfloat16) if states else None
+        rows = batch["index"].cpu()
+        logits[rows] = z.cpu()
+        if states:
+            states_of[rows] = cls.cpu().bfloat16()
+    model.train(was_training)
+    return Signals(logits, states_of)
+
+
+def signals(model, data: Encoded, states: bool = False, cache: Path | None = None) -> Signals:
+    """`ask`, remembered in the folder `cache` under the weights' and the data's fingerprints."""
+    if cache is None:
+        return ask(model, data, states)
+    name = hashlib.sha256(f"{bert.weights_hash(model)} {data.fingerprint()} {states}".encode()).hexdigest()[:24]
+    path = cache / f"{name}.safetensors"
+    if not path.exists():
+        made = ask(model, data, states)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file({k: v for k, v in (("logits", made.logits), ("states", made.states)) if v is not None}, partial)
+        os.replace(partial, path)
+    found = load_file(path)
+    return Signals(found["logits"], found.get("states"))
