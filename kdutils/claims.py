@@ -1,0 +1,183 @@
+"""What the papers print: every published number, once, in book/claims.yml, and what those numbers contradict.
+
+A cell is named `table/row/column` and a row of tasks `table/row`; a formula over them is a dict of one entry:
+
+    value        a cell
+    mean         rows; the mean of their task cells
+    difference   [a, b], each a cell or a list of rows (then their mean); a - b
+    share        [x, bottom, top], three cells; (x - bottom) / (top - bottom)
+    correlation  [row, row]; Pearson's r over their task cells
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from scipy.stats import pearsonr
+
+from kdutils.records import repository
+
+KINDS = ("beats", "nearly", "wider", "correlation")
+AVERAGE = "all average"
+
+
+@functools.cache
+def load(path: Path | None = None) -> dict[str, Any]:
+    """The whole of claims.yml, checked: rows as long as their columns, cells and kinds that exist. Do not change it."""
+    path = path or repository() / "book" / "claims.yml"
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, table in data["tables"].items():
+        for row, values in table["rows"].items():
+            if len(values) != len(table["columns"]):
+                raise ValueError(f"{name}/{row}: got {len(values)} values; allowed: {len(table['columns'])}")
+    for claim in data["claims"]:
+        if claim["kind"] not in KINDS:
+            raise ValueError(f"{claim['id']}: kind: got {claim['kind']!r}; allowed: {', '.join(KINDS)}")
+        if claim.get("paper_effect"):
+            evaluate(claim["paper_effect"], data)
+    return data
+
+
+def published(data: dict[str, Any] | None = None) -> pd.DataFrame:
+    """One row a printed number: paper, table (its key), printed (its name in the paper), row, task, metric, split,
+    value (NaN where not printed) and copies (what other copies of the paper print in its place, or an empty tuple)."""
+    data = data or load()
+    rows = []
+    for name, table in data["tables"].items():
+        differing = {(d["row"], d["column"]): tuple(d["copies"]) for d in table.get("copies_differ", [])}
+        for row, values in table["rows"].items():
+            for column, value in zip(table["columns"], values, strict=True):
+                task, metric = column.split()
+                if metric != "average":
+                    metric = table.get("metric", metric)
+                fixed = {"paper": table["paper"], "table": name, "printed": table["table"], "row": row, "task": task}
+                rest = {"metric": metric, "split": table["split"], "value": value}
+                rows.append(fixed | rest | {"copies": differing.get((row, column), ())})
+    return pd.DataFrame(rows).astype({"value": float})
+
+
+def _row(ref: str, data: dict[str, Any]) -> tuple[dict, str, str | None]:
+    """(table, row, column or None) of a reference; ValueError names what is not there."""
+    name, _, rest = ref.partition("/")
+    table = data["tables"].get(name)
+    if table is None:
+        raise ValueError(f"cell: got table {name!r}; allowed: {', '.join(data['tables'])}")
+    if rest in table["rows"]:
+        return table, rest, None
+    row, _, column = rest.rpartition("/")  # a row's name may hold a slash, a column's does not
+    if row not in table["rows"] or column not in table["columns"]:
+        raise ValueError(f"cell: got {ref!r}; allowed: rows {list(table['rows'])}, columns {table['columns']}")
+    return table, row, column
+
+
+def cell(ref: str, data: dict[str, Any] | None = None) -> float:
+    """The value of `table/row/column`; NaN where the paper prints none."""
+    table, row, column = _row(ref, data or load())
+    if column is None:
+        raise ValueError(f"cell: got {ref!r}, a row; allowed: table/row/column")
+    value = table["rows"][row][table["columns"].index(column)]
+    return np.nan if value is None else float(value)
+
+
+def task_cells(ref: str, data: dict[str, Any] | None = None) -> np.ndarray:
+    """The values of `table/row` that its printed average is a mean of."""
+    table, row, _ = _row(ref, data or load())
+    columns = table.get("average_of") or [c for c in table["columns"] if c != AVERAGE]
+    values = dict(zip(table["columns"], table["rows"][row], strict=True))
+    return np.array([np.nan if values[c] is None else values[c] for c in columns], dtype=float)
+
+
+def evaluate(formula: dict[str, Any], data: dict[str, Any] | None = None) -> float:
+    """The value of a formula over published cells (see the module's docstring)."""
+    data = data or load()
+    (kind, operands), *more = formula.items()
+    if more or kind not in ("value", "mean", "difference", "share", "correlation"):
+        raise ValueError(f"formula: got {formula!r}; allowed: one of value, mean, difference, share, correlation")
+    if kind == "value":
+        return cell(operands, data)
+    if kind == "mean":
+        return _mean(operands, data)
+    if kind == "correlation":
+        return float(pearsonr(*(task_cells(ref, data) for ref in operands)).statistic)
+    values = [_mean(o, data) if isinstance(o, list) else cell(o, data) for o in operands]
+    if kind == "difference":
+        return values[0] - values[1]
+    x, bottom, top = values
+    return (x - bottom) / (top - bottom)
+
+
+def _mean(rows: list[str], data: dict[str, Any]) -> float:
+    return float(np.mean(np.concatenate([task_cells(ref, data) for ref in rows])))
+
+
+def effect_by_task(formula: dict[str, Any], tasks: list[str], data: dict[str, Any] | None = None) -> dict[str, float]:
+    """The paper's effect on each of `tasks`, where its effect is a difference of two averages whose tables print them.
+
+    The metric is the paper's (F1 on MRPC), which need not be the verdict's.
+    """
+    data = data or load()
+    refs = formula.get("difference", [])
+    if not all(isinstance(ref, str) and ref.endswith(f"/{AVERAGE}") for ref in refs):
+        return {}
+    effects = {}
+    for task in tasks:
+        tables = [_row(ref, data)[0] for ref in refs]
+        columns = [next((c for c in table["columns"] if c.split()[0] == task), None) for table in tables]
+        if refs and all(columns):
+            cells = [ref.removesuffix(AVERAGE) + column for ref, column in zip(refs, columns, strict=True)]
+            effects[task] = cell(cells[0], data) - cell(cells[1], data)
+    return effects
+
+
+def averages(data: dict[str, Any] | None = None) -> pd.DataFrame:
+    """Every printed average beside the mean of its row, and whether they agree.
+
+    `agrees`: the mean rounds to the printed value. `rounding`: it does not, but that of the unrounded entries may.
+    `differs`: no entries that round to the printed ones can.
+    """
+    data = data or load()
+    rows = []
+    for name, table in data["tables"].items():
+        if AVERAGE not in table["columns"] or len(table["columns"]) == 1:
+            continue
+        half = 0.5 if table.get("metric") == "sparsity" else 0.05  # half a unit of the last printed digit
+        for row in table["rows"]:
+            printed, mean = cell(f"{name}/{row}/{AVERAGE}", data), task_cells(f"{name}/{row}", data).mean()
+            if np.isnan(printed) or np.isnan(mean):
+                continue
+            gap = abs(printed - mean) - 1e-9
+            state = "agrees" if gap <= half else "rounding" if gap <= 2 * half else "differs"
+            rows.append({"table": name, "row": row, "printed": printed, "mean": mean, "state": state})
+    return pd.DataFrame(rows)
+
+
+def checks(data: dict[str, Any] | None = None) -> pd.DataFrame:
+    """What the papers say of their own numbers, worked out again: id, paper, text, expects ("= 35", "" for a remark),
+    computed, and state: `agrees`, `fails` or `remark`."""
+    data = data or load()
+    rows = []
+    for entry in data["checks"]:
+        computed = evaluate(entry["computed"], data)
+        expects, state = _compare(computed, entry.get("expects"))
+        fixed = {name: entry[name] for name in ("id", "paper", "text")}
+        rows.append(fixed | {"expects": expects, "computed": computed, "state": state})
+    return pd.DataFrame(rows)
+
+
+def _compare(computed: float, expects: dict[str, float] | None) -> tuple[str, str]:
+    if expects is None:
+        return "", "remark"
+    relation, stated = next(iter(expects.items()))
+    holds = {
+        "equal": abs(computed - stated) <= expects.get("within", 0.05) + 1e-9,
+        "at least": computed >= stated - 1e-9,
+        "at most": computed <= stated + 1e-9,
+        "above": computed > stated + 1e-9,
+    }[relation]
+    sign = {"equal": "=", "at least": "≥", "at most": "≤", "above": ">"}[relation]
+    return f"{sign} {stated:g}", "agrees" if holds else "fails"

@@ -1,0 +1,93 @@
+"""Estimates with intervals, p-values and the smallest effect that they could have seen. Pure statistics on numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from scipy import optimize, stats
+
+LEVEL = 0.95
+POWER = 0.8
+# effect, low, high, p (two-sided), smallest (detectable effect), n, sd (of one seed's difference)
+Estimate = dict[str, float]
+EMPTY = {"effect": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "smallest": np.nan, "n": 0, "sd": np.nan}
+
+
+def detectable(se: float, df: float, power: float = POWER, level: float = LEVEL) -> float:
+    """The smallest effect that a two-sided t-test with this standard error and these degrees of freedom finds, with
+    the right sign, with probability `power`: the noncentrality that the noncentral t needs, times `se`."""
+    if not df >= 1 or not np.isfinite(se):
+        return np.nan
+    cut = stats.t.ppf((1 + level) / 2, df)
+    return float(optimize.brentq(lambda shift: stats.nct.sf(cut, df, shift) - power, 0, 3 * cut + 5) * se)
+
+
+def t_estimate(effect: float, se: float, df: float, n: int, null: float = 0.0, sd: float = np.nan) -> Estimate:
+    """Interval, p-value against `null` and smallest detectable effect of a t-distributed estimate."""
+    if n < 2:
+        return EMPTY | {"effect": effect, "n": n}
+    half = stats.t.ppf((1 + LEVEL) / 2, df) * se
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * stats.t.sf(abs(np.divide(effect - null, se)), df) if se > 0 else float(effect == null)
+    ends = {"effect": float(effect), "low": float(effect - half), "high": float(effect + half), "p": float(p)}
+    return ends | {"smallest": detectable(se, df), "n": n, "sd": float(sd)}
+
+
+def paired(differences: Iterable[float], null: float = 0.0) -> Estimate:
+    """The mean of one difference a seed, with Student's interval."""
+    d = np.asarray(list(differences), dtype=float)
+    if not len(d):
+        return dict(EMPTY)
+    sd = d.std(ddof=1) if len(d) > 1 else np.nan
+    return t_estimate(d.mean(), sd / np.sqrt(len(d)), len(d) - 1, len(d), null, sd)
+
+
+def spread(a: Iterable[float], b: Iterable[float]) -> Estimate:
+    """How much further from their median the values of `a` lie than those of `b`, on average.
+
+    The p-value is the Brown-Forsythe test's, of which this is the t form (F = t squared). n is the smaller group's.
+    """
+    far = [np.abs(np.asarray(list(x), dtype=float) - np.median(list(x))) if len(x) else np.array([]) for x in (a, b)]
+    n = min(map(len, far))
+    effect = far[0].mean() - far[1].mean() if n else np.nan
+    if n < 2:
+        return EMPTY | {"effect": effect, "n": n}
+    df = len(far[0]) + len(far[1]) - 2
+    variance = sum(((x - x.mean()) ** 2).sum() for x in far) / df
+    return t_estimate(effect, math.sqrt(variance * sum(1 / len(x) for x in far)), df, n) | {"df": df}
+
+
+def pool_spreads(estimates: list[Estimate]) -> Estimate:
+    """The mean of independent tasks' spreads; degrees of freedom by Welch and Satterthwaite."""
+    if not estimates:
+        return dict(EMPTY)
+    se = np.array([(e["high"] - e["low"]) / 2 / stats.t.ppf((1 + LEVEL) / 2, e["df"]) for e in estimates])
+    total = (se**2).sum()
+    df = total**2 / (se**4 / [e["df"] for e in estimates]).sum() if total > 0 else sum(e["df"] for e in estimates)
+    effect = np.mean([e["effect"] for e in estimates])
+    return t_estimate(effect, math.sqrt(total) / len(se), df, min(e["n"] for e in estimates))
+
+
+def correlation(x: Iterable[float], y: Iterable[float]) -> Estimate:
+    """Pearson's r with Fisher's interval; n counts points. NaN where one side is constant or there are under four."""
+    x, y = np.asarray(list(x), dtype=float), np.asarray(list(y), dtype=float)
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return EMPTY | {"n": len(x)}
+    result = stats.pearsonr(x, y)
+    low, high = result.confidence_interval(LEVEL)
+    z = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)
+    ends = {"effect": float(result.statistic), "low": float(low), "high": float(high), "p": float(result.pvalue)}
+    return ends | {"smallest": math.tanh(z / math.sqrt(len(x) - 3)), "n": len(x), "sd": np.nan}
+
+
+def holm(p: Iterable[float]) -> np.ndarray:
+    """Holm's adjusted p-values. A missing p counts as 1: the family is every claim, run or not."""
+    p = np.asarray(list(p), dtype=float)
+    filled = np.where(np.isnan(p), 1.0, p)
+    order = np.argsort(filled, kind="stable")
+    steps = np.minimum(1, np.maximum.accumulate(filled[order] * np.arange(len(p), 0, -1)))
+    adjusted = np.empty(len(p))
+    adjusted[order] = steps
+    return np.where(np.isnan(p), np.nan, adjusted)

@@ -1,0 +1,305 @@
+"""Claims against records: paired differences, intervals, and a verdict by rules that were fixed before the runs.
+
+All effects are in points (100 times a fraction), or Pearson's r for a correlation claim. The rule: *holds* when the
+95 % interval of the effect is above the claim's null value (0, or minus its margin), *contradicted* when below,
+*undecided* otherwise or with fewer than five seeds. Of more seeds than were planned, the first are taken. Nothing here
+trains, and nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdutils import claims as published
+from kdutils import profiles, tasks
+from kdutils.intervals import EMPTY, LEVEL, Estimate, correlation, holm, paired, pool_spreads, spread
+from kdutils.records import Store, frame, repository, write_atomically
+
+FEWEST = 5  # seeds below which nothing is decided
+# A teacher near chance cannot settle a claim about teaching.
+CANNOT_DECIDE = {("mini", "rte"): "its teacher is near chance"}
+
+
+def verdict(estimate: Estimate, null: float = 0.0) -> str:
+    """The rule, in one place."""
+    if not estimate["n"]:
+        return "no runs yet"
+    if estimate["n"] >= FEWEST and estimate["low"] > null:
+        return "holds"
+    if estimate["n"] >= FEWEST and estimate["high"] < null:
+        return "contradicted"
+    return "undecided"
+
+
+def results(profile: str, store: Store | None = None) -> pd.DataFrame:
+    """All records of a profile, as `records.frame` gives them."""
+    store = store or Store()
+    found = [record for chapter in store.chapters() for record in store.records(chapter)]
+    return frame([record for record in found if record["spec"]["profile"] == profile])
+
+
+def select(data: pd.DataFrame, where: dict[str, Any], **more: Any) -> pd.DataFrame:
+    """The records of a method whose arguments are those of `where["args"]` (a list: any of them; None: absent)."""
+    keep = data["method"] == where["method"]
+    for name, wanted in (where.get("args", {}) | more).items():
+        column = data[name] if name in data else pd.Series(None, index=data.index, dtype=object)
+        options = wanted if isinstance(wanted, list) else [wanted]
+        keep &= np.array([any(_same(value, option) for option in options) for value in column], dtype=bool)
+    return data[keep]
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    absent = value is None or (isinstance(value, float) and math.isnan(value))
+    if absent or wanted is None:
+        return absent and wanted is None
+    numbers = all(isinstance(x, int | float | np.number) and not isinstance(x, bool) for x in (value, wanted))
+    return math.isclose(value, wanted) if numbers else value == wanted
+
+
+def measured(data: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.Series:
+    """The reported metric in points, by seed: on `test` where every record has it, else on `dev`; under the papers'
+    protocol, the best checkpoint's on `dev`. ValueError where a seed is there twice: the claim is then ambiguous."""
+    names = [f"best_dev_{metric}"] if protocol == "paper" else [f"test_{metric}", f"dev_{metric}"]
+    column = next((name for name in names if name in data and data[name].notna().all()), None)
+    if column is None or data.empty:
+        return pd.Series(dtype=float)
+    if data["seed"].duplicated().any():
+        twice = data[data["seed"].duplicated(keep=False)].iloc[0]
+        raise ValueError(f"records: got several of {twice.method} {twice.task} seed {twice.seed}; allowed: one a seed")
+    return data.set_index("seed")[column].sort_index() * 100
+
+
+def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataFrame:
+    """Of a grid over `sparsity` (one task, one student), the records that the protocol reports.
+
+    clean: one sparsity, whose mean held-out metric is best over the seeds that ran the whole grid, for all seeds.
+    paper: each seed takes the sparsity whose best checkpoint is best on dev, where it is also reported.
+    """
+    by = f"best_dev_{metric}" if protocol == "paper" else f"held_{metric}"
+    if grid.empty or by not in grid:
+        return grid.iloc[:0]
+    if protocol == "paper":
+        return grid.loc[grid.groupby("seed")[by].idxmax()]
+    table = grid.pivot_table(index="seed", columns="sparsity", values=by)
+    whole = table.dropna()
+    return grid[grid["sparsity"] == whole.mean().idxmax()] if len(whole) else grid.iloc[:0]
+
+
+def side(data: pd.DataFrame, where: dict[str, Any], metric: str, protocol: str) -> pd.DataFrame:
+    """The records of one side of a claim on one task: selected and, where it says so, chosen from a grid whose 0 %
+    is the method without STARK."""
+    found = select(data, where, protocol=[None, protocol])
+    if where.get("choose") != "sparsity":
+        return found
+    zero = select(data, where["zero"], protocol=[None, protocol]).assign(sparsity=0.0)
+    grid = pd.concat([found[found["sparsity"] > 0], zero]) if len(found) else found
+    return chosen(grid, metric, protocol)
+
+
+def _values(data: pd.DataFrame, claim: dict, where: dict, task: str) -> pd.Series:
+    metric = tasks.get(task).verdict_metric
+    protocol = claim.get("protocol", "clean")
+    records = side(data[data["task"] == task], where, metric, protocol)
+    return measured(records, claim.get("measure", metric), protocol)
+
+
+def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | None, Estimate]:
+    """A claim on one task: the differences by seed (None for a claim that is not paired) and its estimate."""
+    a, b = (_values(data, claim, claim[name], task) for name in "ab")
+    if claim["kind"] == "wider":
+        return None, spread(a.iloc[: claim["seeds"]], b.iloc[: claim["seeds"]])
+    differences = (a - b).dropna().iloc[: claim["seeds"]]
+    return differences, paired(differences, -claim.get("margin", 0.0))
+
+
+def _correlated(data: pd.DataFrame, claim: dict, names: list[str]) -> Estimate:
+    """One point a task and student: mean of A's `value` over seeds against the sparsity chosen from B's grid, in %."""
+    points = []
+    for task in names:
+        for student in sorted(data.get("student", pd.Series(dtype=object)).dropna().unique()):
+            rows = data[(data["task"] == task) & (data["student"] == student)]
+            a = select(rows, claim["a"])
+            b = side(rows, claim["b"], tasks.get(task).verdict_metric, claim.get("protocol", "clean"))
+            if len(a) and len(b):
+                points.append((a[claim["a"]["value"]].mean() * 100, b["sparsity"].iloc[0] * 100))
+    return correlation(*zip(*points, strict=True)) if points else dict(EMPTY)
+
+
+def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]:
+    """A claim's rows: one a task that has runs, then `pooled`, whose verdict is the claim's.
+
+    Pooled are the planned tasks that can decide and have five seeds: each seed's differences are averaged over them.
+    """
+    null = -claim.get("margin", 0.0)
+    known = profiles.task_names(profile)
+    planned = [task for task in claim["tasks"] if task in known] or known
+    fixed = {"claim": claim["id"], "planned": claim["seeds"]}
+    if claim["kind"] == "correlation":
+        estimate = _correlated(data, claim, planned) if len(data) else dict(EMPTY)
+        return [fixed | {"task": "pooled", "tasks": tuple(planned), "verdict": verdict(estimate)} | estimate]
+    rows, kept = [], {}
+    for task in known if len(data) else []:
+        differences, estimate = on_task(data, claim, task)
+        decides = task in planned and (profile, task) not in CANNOT_DECIDE
+        if decides and estimate["n"] >= FEWEST:
+            kept[task] = differences, estimate
+        if estimate["n"]:
+            said = verdict(estimate, null) if decides else "shown only"
+            rows.append(fixed | {"task": task, "tasks": (task,), "verdict": said} | estimate)
+    if claim["kind"] == "wider":
+        pooled = pool_spreads([estimate for _, estimate in kept.values()])
+    else:
+        together = pd.concat([d for d, _ in kept.values()], axis=1).dropna().mean(axis=1) if kept else []
+        pooled = paired(together, null)
+    few = not kept and any(row["task"] in planned for row in rows)  # runs, but nowhere five seeds
+    said = "undecided" if few else verdict(pooled, null)
+    return [*rows, fixed | {"task": "pooled", "tasks": tuple(kept), "verdict": said} | pooled]
+
+
+def verdicts(data: pd.DataFrame, profile: str, book: dict | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(one row a claim, one row a claim and task). The first has the paper's effect, ours pooled over tasks, its
+    interval, p and Holm's p over all claims, verdict, verdict after Holm, and seeds planned and reached (n)."""
+    book = book or published.load()
+    rows = [row for claim in book["claims"] for row in judge(data, claim, profile)]
+    table = pd.DataFrame(rows).drop(columns="df", errors="ignore")
+    told = pd.DataFrame(
+        {"claim": claim["id"], "paper": claim["paper"], "chapter": claim["chapter"], "sentence": claim["sentence"],
+         "kind": claim["kind"], "headline": claim.get("headline", False), "null": -claim.get("margin", 0.0),
+         "paper_effect": published.evaluate(claim["paper_effect"], book) if claim.get("paper_effect") else np.nan}
+        for claim in book["claims"]
+    )  # fmt: skip
+    pooled = told.merge(table[table["task"] == "pooled"].drop(columns="task"), on="claim")
+    decided = pooled["verdict"].isin(("holds", "contradicted", "undecided")) & (pooled["n"] >= FEWEST)
+    pooled["p_holm"] = holm(pooled["p"].where(decided))
+    survives = pooled["p_holm"] < 1 - LEVEL
+    pooled["after_holm"] = pooled["verdict"].where(survives | (pooled["verdict"] == "no runs yet"), "undecided")
+    return pooled, table[table["task"] != "pooled"].reset_index(drop=True)
+
+
+MARKS = {"holds": ("o", "#0072b2"), "contradicted": ("X", "#d55e00"), "undecided": ("s", "#7f7f7f")}
+FILES = ("README.md", "book/intro.md")
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def forest(table: pd.DataFrame):
+    """A forest plot of `verdicts(...)[0]`: our effect and interval (marker and colour by verdict), the paper's effect
+    as an open diamond, the null value as a tick; correlation claims have an axis of their own. Returns the figure."""
+    import matplotlib.pyplot as plt
+
+    parts = [table[table["kind"] != "correlation"], table[table["kind"] == "correlation"]]
+    heights = [max(1, len(part)) for part in parts]
+    figure, axes = plt.subplots(
+        2, 1, figsize=(8, 0.26 * sum(heights) + 1.8), height_ratios=heights, layout="constrained"
+    )
+    for axis, part, label in zip(axes, parts, ("A less B, points", "Pearson's r"), strict=True):
+        _draw(axis, part.iloc[::-1], label)
+    handles = [plt.Line2D([], [], marker=m, color=c, ls="none", label=name) for name, (m, c) in MARKS.items()]
+    diamond = plt.Line2D([], [], marker="D", color="k", mfc="none", ls="none", ms=5, label="the paper")
+    figure.legend(handles=[*handles, diamond], loc="outside upper right", ncols=4, frameon=False)
+    return figure
+
+
+def _draw(axis, part: pd.DataFrame, label: str) -> None:
+    for y, row in enumerate(part.itertuples()):
+        axis.plot(row.paper_effect, y, marker="D", color="k", mfc="none", ms=5, ls="none")
+        axis.plot(row.null, y, marker="|", color="k", ms=8)
+        if row.verdict in MARKS:
+            marker, colour = MARKS[row.verdict]
+            axis.plot([row.low, row.high], [y, y], color=colour, lw=2)
+            axis.plot(row.effect, y, marker=marker, color=colour, ms=6)
+        else:
+            axis.annotate(row.verdict, (1, y), xycoords=("axes fraction", "data"), ha="right", va="center", size=7)
+    axis.axvline(0, color="k", lw=0.6)
+    axis.set(yticks=range(len(part)), yticklabels=part["claim"], xlabel=label, ylim=(-0.6, len(part) - 0.4))
+    axis.tick_params(axis="y", labelsize=7)
+
+
+def _number(value: float, kind: str = "") -> str:
+    return "–" if pd.isna(value) else f"{value:+.2f}" if kind == "correlation" else f"{value:+.1f}"
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`verdicts(...)[0]` as text for a reader, one row a claim."""
+    def row(r):
+        interval = "–" if pd.isna(r.low) else f"[{_number(r.low, r.kind)}, {_number(r.high, r.kind)}]"
+        return {
+            "claim": r.sentence, "paper": _number(r.paper_effect, r.kind), "ours": _number(r.effect, r.kind),
+            "95 % interval": interval, "tasks": ", ".join(r.tasks) or "–", "n": f"{r.n} of {r.planned}",
+            "could have seen": _number(r.smallest, r.kind).lstrip("+"),
+            "verdict": r.verdict, "after Holm": r.after_holm, "chapter": r.chapter, "id": r.claim,
+        }  # fmt: skip
+
+    return pd.DataFrame([row(r) for r in table.itertuples()])
+
+
+def counts(table: pd.DataFrame) -> dict[str, int]:
+    """How many claims got each verdict."""
+    return {name: int((table["verdict"] == name).sum()) for name in (*MARKS, "no runs yet")}
+
+
+def missing(profile: str) -> pd.DataFrame:
+    """What the chapters plan at `profile` and the store lacks: chapter, task, planned, missing and the command."""
+    from kdutils import experiments
+    from kdutils.records import command_for, look_up
+
+    rows = []
+    for chapter in experiments.written():
+        for task in profiles.task_names(profile):
+            specs = experiments.plan(chapter, profile, task)
+            _, lacking = look_up(specs)
+            if lacking:
+                fixed = {"chapter": chapter, "task": task, "planned": len(set(specs)), "missing": len(lacking)}
+                rows.append(fixed | {"command": command_for(lacking)})
+    return pd.DataFrame(rows, columns=["chapter", "task", "planned", "missing", "command"])
+
+
+def summary(profile: str = "mini") -> str:
+    """The headline claims as a markdown table, from published records only: what the README and the front page show."""
+    published_only = Store(runs="book/records")  # no single-run files there, so only the published lines are read
+    table, _ = verdicts(results(profile, published_only), profile)
+    columns = ["claim", "paper", "ours", "95 % interval", "n", "verdict", "after Holm"]
+    rows = shown(table[table["headline"]])[columns].to_numpy().tolist()
+    lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
+    said = ", ".join(f"{n} {name}" for name, n in counts(table).items() if n)
+    lead = f"Of {len(table)} claims at `{profile}`: {said}. The headline claims, in points:"
+    return "\n".join([lead, "", *lines])
+
+
+def write_summary(path: Path, text: str) -> bool:
+    """Put `text` between the markers of a file; returns whether that changed it. ValueError where they are missing."""
+    old = path.read_text(encoding="utf-8")
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path.name}: got no {BEGIN} … {END}; allowed: one pair of these markers")
+    new = f"{before}{BEGIN}\n{text}\n{END}{after}"
+    if new != old:
+        write_atomically(path, new)
+    return new != old
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m kdutils.verdicts summary [--write]`: print the summary, or put it into README.md and book/intro.md."""
+    parser = argparse.ArgumentParser(prog="python -m kdutils.verdicts", description=main.__doc__)
+    parser.add_argument("command", choices=["summary"])
+    parser.add_argument("--profile", default="mini", choices=sorted(profiles.PROFILES))
+    parser.add_argument("--write", action="store_true", help="write it between the markers of the two files")
+    args = parser.parse_args(argv)
+    text = summary(args.profile)
+    if not args.write:
+        print(text)
+        return 0
+    for name in FILES:
+        print(f"{name}: {'written' if write_summary(repository() / name, text) else 'unchanged'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

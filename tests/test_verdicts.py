@@ -1,0 +1,329 @@
+"""Every verdict rule on made-up records with known answers, the statistics against independent ones, and the pages."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from kdutils import claims, intervals, records, verdicts
+from kdutils.store import Store
+
+RNG = np.random.default_rng(0)
+CLAIM = {"id": "c", "kind": "beats", "seeds": 10, "tasks": ["mrpc", "sst2"], "a": {"method": "A"}, "b": {"method": "B"}}
+METRIC = {"mrpc": "matthews", "sst2": "accuracy", "stsb": "spearman", "rte": "accuracy"}
+
+
+def runs(method, task, values, split="test", seeds=None, **args):
+    """Records as `records.frame` gives them: one a value, which is a fraction."""
+    rows = [
+        {"method": method, "task": task, "seed": seed, f"{split}_{METRIC[task]}": value, **args}
+        for seed, value in zip(seeds or range(len(values)), values, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def pair(task, differences, base=0.5, **more):
+    """Runs of A and B on a task whose differences, in points, are the ones given."""
+    noise = np.linspace(0, 0.1, len(differences))
+    a = [base + x + d / 100 for x, d in zip(noise, differences, strict=True)]
+    return pd.concat([runs("A", task, a, **more), runs("B", task, list(base + noise), **more)])
+
+
+def judged(data, claim=CLAIM, profile="mini", **changes):
+    rows = verdicts.judge(data, claim | changes, profile)
+    return {row["task"]: row for row in rows}
+
+
+# ---------------------------------------------------------------------------------------------- the rule
+def test_holds_with_the_interval_of_a_paired_t_test():
+    d = [1.0, 2.0, 1.5, 0.5, 2.5]
+    row = judged(pair("mrpc", d))["mrpc"]
+    expected = stats.ttest_1samp(d, 0)
+    low, high = expected.confidence_interval(0.95)
+    assert (row["verdict"], row["n"]) == ("holds", 5)
+    assert [row[k] for k in ("effect", "low", "high", "p")] == pytest.approx([1.5, low, high, expected.pvalue])
+    # by hand: sd = sqrt(2.5 / 4), t(4) = 2.776
+    assert row["low"] == pytest.approx(1.5 - 2.776445 * np.sqrt(2.5 / 4) / np.sqrt(5), abs=1e-5)
+
+
+def test_contradicted_and_undecided_by_interval():
+    assert judged(pair("mrpc", [-1.0, -2.0, -1.5, -0.5, -2.5]))["pooled"]["verdict"] == "contradicted"
+    assert judged(pair("mrpc", [-1.0, 2.0, -1.5, 0.5, 2.5]))["pooled"]["verdict"] == "undecided"
+
+
+def test_undecided_with_fewer_than_five_seeds_however_large_the_effect():
+    rows = judged(pair("mrpc", [20.0, 20.1, 20.2, 19.9]))
+    assert rows["mrpc"]["low"] > 0
+    assert rows["mrpc"]["verdict"] == rows["pooled"]["verdict"] == "undecided"
+
+
+def test_no_runs():
+    for data in (pd.DataFrame(), pair("mrpc", [1.0] * 5).assign(method="other")):
+        row = judged(data)["pooled"]
+        assert (row["verdict"], row["n"]) == ("no runs yet", 0)
+
+
+def test_only_seeds_that_both_sides_have_are_paired():
+    data = pd.concat([runs("A", "mrpc", [0.9] * 6, seeds=range(6)), runs("B", "mrpc", [0.8] * 6, seeds=range(3, 9))])
+    assert judged(data)["mrpc"]["n"] == 3
+
+
+def test_seeds_beyond_the_plan_are_not_used():
+    d = [1.0, -1.0, 1.0, -1.0, 0.0] + [50.0] * 5
+    row = judged(pair("mrpc", d), seeds=5)["mrpc"]
+    assert (row["n"], row["effect"]) == (5, pytest.approx(0.0))
+
+
+def test_pooled_averages_each_seeds_differences_over_the_tasks():
+    one, two = [1.0, 3.0, 2.0, 2.5, 1.5], [-0.5, 0.5, 0.0, 1.0, -1.0]
+    row = judged(pd.concat([pair("mrpc", one), pair("sst2", two)]))["pooled"]
+    low, high = stats.ttest_1samp(np.mean([one, two], axis=0), 0).confidence_interval(0.95)
+    assert row["tasks"] == ("mrpc", "sst2")
+    assert [row["effect"], row["low"], row["high"]] == pytest.approx([1.0, low, high])
+
+
+def test_a_task_with_few_seeds_and_one_outside_the_plan_stay_out_of_the_pool():
+    data = pd.concat([pair("mrpc", [1.0, 1.1, 0.9, 1.2, 0.8]), pair("sst2", [-9.0] * 4), pair("stsb", [-9.0] * 5)])
+    rows = judged(data)
+    assert rows["pooled"]["tasks"] == ("mrpc",)
+    assert rows["pooled"]["effect"] == pytest.approx(1.0)
+    assert rows["stsb"]["verdict"] == "shown only"
+
+
+def test_rte_is_shown_and_never_decides_at_mini():
+    data = pair("rte", [5.0, 5.1, 4.9, 5.2, 4.8], split="dev")
+    rows = judged(data, tasks=["rte", "mrpc"])
+    assert (rows["rte"]["verdict"], rows["rte"]["n"], rows["pooled"]["n"]) == ("shown only", 5, 0)
+    assert rows["pooled"]["verdict"] == "undecided"
+    assert judged(data, tasks=["rte"], profile="paper")["pooled"]["verdict"] == "holds"
+
+
+def test_reported_on_test_where_every_record_has_it_else_on_dev():
+    data = runs("A", "mrpc", [0.7, 0.8]).assign(dev_matthews=[0.1, 0.2])
+    assert verdicts.measured(data, "matthews").tolist() == pytest.approx([70, 80])
+    data.loc[1, "test_matthews"] = np.nan
+    assert verdicts.measured(data, "matthews").tolist() == pytest.approx([10, 20])
+    with pytest.raises(ValueError, match="several of A mrpc seed 1; allowed: one a seed"):
+        verdicts.measured(pd.concat([data, data.iloc[1:]]), "matthews")
+
+
+def test_nearly_is_judged_against_the_margin():
+    nearly = CLAIM | {"kind": "nearly", "margin": 0.5}
+    close, far = [-0.1, 0.1, -0.2, 0.0, 0.2], [-1.0, -1.1, -0.9, -1.2, -0.8]
+    assert judged(pair("mrpc", close))["pooled"]["verdict"] == "undecided"
+    row = judged(pair("mrpc", close), nearly)["pooled"]
+    assert row["verdict"] == "holds"
+    assert row["p"] == pytest.approx(stats.ttest_1samp(close, -0.5).pvalue)
+    assert judged(pair("mrpc", far), nearly)["pooled"]["verdict"] == "contradicted"
+    assert judged(pair("mrpc", [-2.0, 1.0, -1.5, 0.9, -0.9]), nearly)["pooled"]["verdict"] == "undecided"
+
+
+# ---------------------------------------------------------------------------------------------- choosing a sparsity
+def grid(task="mrpc", held=None, seeds=5, test=0.6):
+    """STARK at three sparsities, with plain KD as 0 %; `held` gives each sparsity's mean held-out score."""
+    rows = []
+    for sparsity, mean in (held or {0.0: 0.5, 0.3: 0.7, 0.6: 0.6}).items():
+        for seed in range(seeds):
+            fixed = {"task": task, "seed": seed, "student": "dropped", f"held_{METRIC[task]}": mean + 0.01 * seed}
+            fixed |= {f"test_{METRIC[task]}": test + sparsity / 10 + 0.001 * seed * (sparsity > 0)}
+            fixed[f"best_dev_{METRIC[task]}"] = mean if seed else 1 - mean
+            rows.append(fixed | ({"method": "STARK", "sparsity": sparsity} if sparsity else {"method": "KD"}))
+    return pd.DataFrame(rows)
+
+
+STARK = {"method": "STARK", "args": {"student": "dropped"}, "choose": "sparsity", "zero": {"method": "KD"}}
+
+
+def test_the_clean_protocol_chooses_one_sparsity_by_the_mean_held_out_score():
+    rows = verdicts.side(grid(), STARK, "matthews", "clean")
+    assert set(rows["sparsity"]) == {0.3} and len(rows) == 5
+
+
+def test_the_choice_is_made_on_the_seeds_that_ran_the_whole_grid_and_reported_for_all():
+    more = pd.DataFrame(
+        [{"method": "STARK", "task": "mrpc", "student": "dropped", "sparsity": 0.3, "seed": seed, "held_matthews": 0.0}
+         for seed in range(5, 10)]
+    )  # fmt: skip
+    rows = verdicts.side(pd.concat([grid(), more]), STARK, "matthews", "clean")
+    assert set(rows["sparsity"]) == {0.3} and len(rows) == 10
+
+
+def test_zero_sparsity_is_plain_kd_and_can_be_chosen():
+    rows = verdicts.side(grid(held={0.0: 0.9, 0.3: 0.7}), STARK, "matthews", "clean")
+    assert set(rows["method"]) == {"KD"}
+    claim = CLAIM | {"a": STARK, "b": {"method": "KD"}}
+    row = judged(grid(held={0.0: 0.9, 0.3: 0.7}), claim)["pooled"]
+    assert (row["effect"], row["verdict"]) == (0.0, "undecided")
+
+
+def test_the_papers_protocol_chooses_for_each_seed_on_dev_and_reports_there():
+    data = grid()
+    rows = verdicts.side(data, STARK, "matthews", "paper").sort_values("seed")
+    assert rows["sparsity"].tolist() == [0.0, 0.3, 0.3, 0.3, 0.3]  # seed 0 was best without sparsity
+    assert verdicts.measured(rows, "matthews", "paper").tolist() == pytest.approx([50, 70, 70, 70, 70])
+
+
+def test_the_records_of_the_other_protocol_are_left_out():
+    data = grid().assign(protocol="clean")
+    assert verdicts.side(data, STARK, "matthews", "paper").empty
+    assert len(verdicts.side(data.drop(columns="protocol"), STARK, "matthews", "paper")) == 5
+
+
+def test_arguments_select_by_value_by_list_and_by_absence():
+    args = {"lam": [0.5, np.nan, 0.25], "flag": [True, None, False], "text": ["a", None, "b"]}
+    data = pd.DataFrame({"method": "M"} | args)
+
+    def found(**args):
+        return verdicts.select(data, {"method": "M", "args": args}).index.tolist()
+
+    assert found(lam=0.1 + 0.4) == [0]
+    assert found(lam=[None, 0.5]) == [0, 1]
+    assert found(lam=None) == found(flag=None) == found(text=None) == [1]
+    assert found(flag=True) == [0] and found(flag=False) == [2] and found(text=["a", "b"]) == [0, 2]
+    assert found(unknown=None) == [0, 1, 2] and found(unknown=1) == []
+
+
+# ---------------------------------------------------------------------------------------------- spread, correlation
+def test_spread_is_the_brown_forsythe_test():
+    a, b = RNG.normal(0, 3, 50), RNG.normal(0, 1, 40)
+    estimate = intervals.spread(a, b)
+    expected = stats.levene(a, b, center="median")
+    assert estimate["p"] == pytest.approx(expected.pvalue, rel=1e-9)
+    by_hand = np.mean(abs(a - np.median(a))) - np.mean(abs(b - np.median(b)))
+    assert estimate["effect"] == pytest.approx(by_hand)
+    assert (estimate["n"], estimate["low"] > 0) == (40, True)
+
+
+def test_a_spread_claim_on_unpaired_runs_per_task_and_pooled():
+    wide, narrow = RNG.normal(0.6, 0.05, 50), RNG.normal(0.6, 0.01, 50)
+    wider = CLAIM | {"kind": "wider", "seeds": 50}
+    data = pd.concat([runs(m, t, x) for t in ("mrpc", "sst2") for m, x in (("A", wide), ("B", narrow))])
+    rows = judged(data, wider)
+    assert rows["mrpc"]["verdict"] == rows["pooled"]["verdict"] == "holds"
+    assert rows["pooled"]["effect"] == pytest.approx(rows["mrpc"]["effect"])
+    # two equal tasks: the standard error shrinks by sqrt(2)
+    width = [rows[t]["high"] - rows[t]["low"] for t in ("mrpc", "pooled")]
+    assert width[1] / width[0] == pytest.approx(1 / np.sqrt(2), rel=0.02)
+    swapped = judged(data, wider | {"a": {"method": "B"}, "b": {"method": "A"}})
+    assert swapped["pooled"]["verdict"] == "contradicted"
+
+
+def test_a_correlation_claim_over_tasks_and_students():
+    sparsities = {("mrpc", "dropped"): 0.3, ("mrpc", "pruned"): 0.6, ("sst2", "dropped"): 0.6, ("sst2", "pruned"): 0.3}
+    sparsities |= {("stsb", "dropped"): 0.3, ("stsb", "pruned"): 0.6}
+    peaks = [0.31, 0.62, 0.58, 0.33, 0.29, 0.61]
+    parts = []
+    for (task, student), best, peak in zip(sparsities, sparsities.values(), peaks, strict=True):
+        held = {0.0: 0.5, 0.3: 0.6, 0.6: 0.6} | {best: 0.9}
+        parts.append(grid(task, held).assign(student=student))
+        parts.append(runs("Auto", task, [0.5] * 5, student=student, extra_sparsity=peak))
+    b = {"method": "STARK", "choose": "sparsity", "zero": {"method": "KD"}}
+    claim = {"id": "r", "kind": "correlation", "seeds": 6, "tasks": ["mrpc", "sst2", "stsb"], "b": b}
+    claim["a"] = {"method": "Auto", "value": "extra_sparsity"}
+    (row,) = verdicts.judge(pd.concat(parts), claim, "mini")
+    r = np.corrcoef(peaks, list(sparsities.values()))[0, 1]
+    half = 1.959964 / np.sqrt(6 - 3)  # Fisher's z
+    assert row["n"] == 6 and row["verdict"] == "holds"
+    assert [row[k] for k in ("effect", "low", "high")] == pytest.approx(
+        [r, np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)]
+    )
+    assert intervals.correlation([1, 2, 3, 4], [1, 1, 1, 1])["n"] == 4
+    assert np.isnan(intervals.correlation([1, 2, 3, 4], [1, 1, 1, 1])["effect"])
+
+
+# ---------------------------------------------------------------------------------------------- Holm and power
+def closed_testing(p):
+    """Holm by another road: the largest Bonferroni p over all intersections that hold the hypothesis."""
+    sets = [s for k in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), k)]
+    return [max(min(1, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in range(len(p))]
+
+
+def test_holm_by_hand_and_by_closed_testing():
+    assert intervals.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    for _ in range(20):
+        p = list(RNG.uniform(0, 0.3, 6))
+        assert intervals.holm(p) == pytest.approx(closed_testing(p))
+
+
+def test_holm_counts_claims_without_runs_in_the_family():
+    adjusted = intervals.holm([0.01, np.nan, np.nan])
+    assert adjusted[0] == pytest.approx(0.03) and np.isnan(adjusted[1:]).all()
+
+
+@pytest.mark.parametrize(("n", "sd"), [(5, 2.0), (10, 1.0)])
+def test_the_smallest_detectable_effect_is_found_four_times_in_five(n, sd):
+    smallest = intervals.detectable(sd / np.sqrt(n), n - 1)
+    draws = np.random.default_rng(1).normal(smallest, sd, (20_000, n))
+    found = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_single_seed_has_an_effect_and_no_interval():
+    row = intervals.paired([3.0])
+    assert (row["effect"], row["n"]) == (3.0, 1) and np.isnan([row["low"], row["p"], row["smallest"]]).all()
+
+
+# ---------------------------------------------------------------------------------------------- tables and pages
+def test_all_claims_without_records_and_with_a_few():
+    table, by_task = verdicts.verdicts(pd.DataFrame(), "mini")
+    assert set(table["verdict"]) == {"no runs yet"} and by_task.empty
+    assert len(table) == len(claims.load()["claims"]) == verdicts.counts(table)["no runs yet"]
+    kd, ft = ([0.70, 0.71, 0.72, 0.70, 0.71], [0.68, 0.70, 0.70, 0.69, 0.69])
+    data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in (("KD", kd), ("FT", ft))])
+    table, by_task = verdicts.verdicts(data, "mini")
+    row = table.set_index("claim").loc["kd-beats-ft"]
+    assert (row["verdict"], row["n"], row["planned"], row["after_holm"]) == ("holds", 5, 5, "undecided")
+    assert row["p_holm"] == pytest.approx(min(1, row["p"] * len(table)))
+    assert by_task["task"].tolist() == ["mrpc"]
+    text = verdicts.shown(table).set_index("id").loc["kd-beats-ft"]
+    assert (text["paper"], text["ours"], text["n"]) == ("+0.1", "+1.6", "5 of 5")
+
+
+def test_the_forest_plot_draws_every_claim_and_names_those_without_runs():
+    data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in (("KD", [0.7] * 5), ("FT", [0.6] * 5))])
+    table, _ = verdicts.verdicts(data, "mini")
+    figure = verdicts.forest(table)
+    labels = [text.get_text() for axis in figure.axes for text in axis.get_yticklabels()]
+    assert sorted(labels) == sorted(table["claim"])
+    said = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert said == ["no runs yet"] * (len(table) - 1)
+
+
+def test_the_front_pages_hold_the_summary_of_the_published_records():
+    text = verdicts.summary("mini")
+    for name in verdicts.FILES:
+        page = (records.repository() / name).read_text(encoding="utf-8")
+        held = page.partition(verdicts.BEGIN)[2].partition(verdicts.END)[0].strip()
+        assert held == text, f"{name} is stale: run python -m kdutils.verdicts summary --write"
+
+
+def test_the_summary_is_made_from_published_records_only(tmp_path, monkeypatch):
+    before = verdicts.summary("mini")
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
+    store = Store()
+    for seed in range(5):
+        for method, value in (("KD", 0.7), ("FT", 0.6)):
+            spec = records.Spec("02_stark", "mrpc", method, "mini", seed, {"student": "dropped"}, {})
+            store.put(spec, {"metrics": {"test": {"matthews": value + seed / 100}}}, 1.0)
+    assert len(verdicts.results("mini", store)) == 10 + len(verdicts.results("mini", Store(runs="book/records")))
+    assert verdicts.summary("mini") == before
+
+
+def test_writing_a_summary_touches_only_what_is_between_the_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{verdicts.BEGIN}\nold\n{verdicts.END}\nbelow\n")
+    assert verdicts.write_summary(page, "new")
+    assert page.read_text() == f"above\n{verdicts.BEGIN}\nnew\n{verdicts.END}\nbelow\n"
+    assert not verdicts.write_summary(page, "new")
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match=r"page.md: got no <!-- results:begin -->"):
+        verdicts.write_summary(page, "new")
+
+
+def test_verdicts_do_not_import_torch():
+    code = "import sys, kdutils.verdicts as v; v.summary(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=records.repository()).returncode == 0
