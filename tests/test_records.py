@@ -194,6 +194,35 @@ def test_kill_9_amid_many_puts_leaves_whole_records_only(tmp_path):
     assert all(record["extra"]["long"] == list(range(5000)) for record in found)
 
 
+def test_a_put_that_dies_half_written_leaves_no_record_and_can_be_made_again(tmp_path, here):
+    died = python("""
+        import os, signal, test_records as t
+        def die(descriptor):  # as when the power fails before the data has reached the disk
+            os.ftruncate(descriptor, 50)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.fsync = die
+        t.Store().put(t.a_spec(), t.OUTCOME, 1.0)
+    """, tmp_path)  # fmt: skip
+    assert died.returncode == -signal.SIGKILL
+    left = [path for path in here.runs.rglob("*") if path.is_file()]
+    assert [path.stat().st_size for path in left] == [50] and left[0].suffix != ".json"
+    assert here.get(a_spec()) is None and here.records("01_pilot") == []
+    here.put(a_spec(), OUTCOME, 1.0)
+    assert here.get(a_spec()) and len(here.records("01_pilot")) == 1
+
+
+def test_a_full_disk_leaves_the_record_before(here, monkeypatch):
+    before = here.put(a_spec(), OUTCOME, 1.0)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        here.put(a_spec(), OUTCOME, 2.0)
+    assert here.get(a_spec()) == before and len(list(here.path(a_spec()).parent.iterdir())) == 1
+
+
 # Leases
 
 

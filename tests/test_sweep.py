@@ -1,0 +1,396 @@
+"""Sweeps over a fake chapter whose runs take milliseconds: the pools, their faults, and the command line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from kdutils import pools, sweep
+from kdutils.records import Spec, Store
+from kdutils.sweep import run_sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMELY = ("seconds", "created", "device")  # what two machines or moments may differ in
+
+
+def a_spec(seed, method="KD", task="synthetic", **args):
+    return Spec("01_pilot", task, method, "smoke", seed, args, {})
+
+
+def run(spec):
+    """Note the attempt, then do what the arguments say; the outcome follows from the spec."""
+    folder = Path(os.environ["KDUTILS_RUNS"]) / "attempts"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / spec.key, "a") as file:
+        file.write(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+    attempts = len((folder / spec.key).read_text().splitlines())
+    if attempts <= spec.args.get("kills", 0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if attempts <= spec.args.get("errors", 0):
+        raise RuntimeError("loss is nan")
+    time.sleep(spec.args.get("sleep", 0))
+    return {"metrics": {"dev": {"accuracy": int(spec.key, 16) / 16**16}}, "curve": [[1, spec.seed / 3]],
+            "extra": {"torch": "torch" in sys.modules}}  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path):
+    return Store(tmp_path / "runs", tmp_path / "published")
+
+
+def sweep_it(specs, store, **how):
+    return run_sweep(specs, run=run, store=store, progress=False, **how)
+
+
+def attempts(store, spec):
+    return (store.runs / "attempts" / spec.key).read_text().splitlines()
+
+
+def content(store):
+    """The store without what depends on the moment."""
+    found = store.records("01_pilot")
+    return [{name: value for name, value in record.items() if name not in TIMELY} for record in found]
+
+
+SPECS = [a_spec(seed, method) for method in ("KD", "STARK") for seed in range(6)]
+
+
+# Running here
+
+
+def test_one_worker_and_two_leave_the_same_store(tmp_path, capsys):
+    stores = [Store(tmp_path / name, tmp_path / "published") for name in ("one", "two")]
+    for workers, store in enumerate(stores, 1):
+        swept = sweep_it(SPECS + SPECS[:3], store, workers=workers)
+        assert set(swept.done) == set(SPECS) and not swept.failed and not swept.present
+        pids = {line.split()[0] for spec in SPECS for line in attempts(store, spec)}
+        assert len(pids) == workers and str(os.getpid()) not in pids
+    assert content(stores[0]) == content(stores[1]) and len(content(stores[0])) == len(SPECS)
+    lines = capsys.readouterr().out.splitlines()
+    value = int(SPECS[0].key, 16) / 16**16
+    assert re.fullmatch(rf"synthetic KD seed=0: dev accuracy {value:.4f}, \d+\.\d s", lines[0])
+    again = sweep_it(SPECS, stores[0])
+    assert again.present == SPECS and not again.done
+    assert all(len(attempts(stores[0], spec)) == 1 for spec in SPECS)
+
+
+def test_a_killed_worker_costs_one_run_and_is_tried_again(here, capsys):
+    victim = a_spec(100, kills=1)
+    swept = sweep_it([victim, *SPECS], here, workers=2)
+    assert not swept.failed and len(content(here)) == len(SPECS) + 1
+    assert len(attempts(here, victim)) == 2 and all(len(attempts(here, spec)) == 1 for spec in SPECS)
+    assert "again: 01_pilot smoke synthetic KD kills=1 seed=100: its worker process ended with exit code -9" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_run_that_always_kills_its_worker_fails_after_its_retries(here):
+    victim = a_spec(100, kills=99)
+    swept = sweep_it([victim, *SPECS[:3]], here, retries=1)
+    assert swept.failed == [victim] and len(attempts(here, victim)) == 2
+    assert set(swept.done) == set(SPECS[:3])
+    assert "exit code -9" in (here.runs / "failures" / f"{victim.key}.txt").read_text()
+
+
+def test_an_exception_is_one_line_and_the_sweep_goes_on(here, capsys):
+    bad = a_spec(100, errors=1)
+    swept = sweep_it([bad, *SPECS[:3]], here)
+    assert swept.failed == [bad] and set(swept.done) == set(SPECS[:3]) and here.get(bad) is None
+    assert len(attempts(here, bad)) == 1
+    report = here.runs / "failures" / f"{bad.key}.txt"
+    line = f"failed: {bad}: RuntimeError: loss is nan (failures/{report.name})"
+    assert line in capsys.readouterr().out.splitlines()
+    assert "Traceback" in report.read_text() and json.loads(report.read_text().splitlines()[1]) == asdict(bad)
+    assert sweep_it([bad], here).done == [bad] and not report.exists()
+
+
+def test_a_run_held_elsewhere_is_waited_for_but_nothing_else_is(here, monkeypatch):
+    monkeypatch.setattr(pools, "POLL", 0.05)
+    events = pools.local(SPECS[:3], run, here, sweep.environments(1, [], 1, 1, here), 1, 0)
+    with here.lease(SPECS[0]):
+        assert [next(events)[0] for _ in range(2)] == SPECS[1:3]
+        time.sleep(0.1)
+        here.put(SPECS[0], {"metrics": {}}, 1.0)
+    assert list(events) == [(SPECS[0], "done", "")]
+    assert not (here.runs / "attempts" / SPECS[0].key).exists()
+
+
+def test_threads_and_gpus_reach_the_workers_before_torch_does(here, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    specs = [a_spec(seed, sleep=0.5) for seed in range(4)]
+    sweep_it(specs, here, workers=4, gpus=["3", "5"])
+    seen = [attempts(here, spec)[0].split()[1:] for spec in specs]
+    assert sorted(seen) == [["3", "3"], ["3", "3"], ["3", "5"], ["3", "5"]]
+    assert not any(here.get(spec)["extra"]["torch"] for spec in specs)
+    sweep_it([a_spec(9)], here, threads=7, gpus=[])
+    assert attempts(here, a_spec(9))[0].split()[1:] == ["7"]
+
+
+@pytest.mark.parametrize(("per_gpu", "shares"), [(1, []), (3, [0.3])])
+def test_processes_that_share_a_gpu_are_kept_to_their_share(monkeypatch, per_gpu, shares):
+    given = []
+    cuda = SimpleNamespace(is_available=lambda: True, set_per_process_memory_fraction=given.append)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    pools._cap_memory(per_gpu)
+    assert given == pytest.approx(shares)
+
+
+def test_places(here, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(sweep, "gpus_here", lambda: [])
+
+    def threads(*arguments):
+        return [place["OMP_NUM_THREADS"] for place in sweep.environments(*arguments, here)]
+
+    assert threads(1, None, 1, None) == ["8"] and threads(3, None, 1, None) == ["2"] * 3
+    assert threads(16, None, 1, None) == ["1"] * 16 and threads(2, None, 1, 5) == ["5"] * 2
+    monkeypatch.setattr(sweep, "gpus_here", lambda: ["0", "1"])
+    assert [p["CUDA_VISIBLE_DEVICES"] for p in sweep.environments(3, None, 1, 1, here)] == ["0", "1", "0"]
+    assert [p["CUDA_VISIBLE_DEVICES"] for p in sweep.environments(1, None, 2, 1, here)] == ["0", "1"] * 2
+
+
+def test_visible_gpus_are_found(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,7")
+    assert sweep.gpus_here() == ["2", "7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert sweep.gpus_here() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    listing = "GPU 0: NVIDIA X (UUID: GPU-1)\n  MIG 1g Device 0: (UUID: MIG-3)\nGPU 1: NVIDIA X (UUID: GPU-2)\n"
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, stdout=listing))
+    assert sweep.gpus_here() == ["0", "1"]
+
+
+@pytest.mark.parametrize(("how", "line"), [
+    ({"workers": 0}, "workers: got 0; allowed: integers from 1"),
+    ({"threads": 0}, "threads: got 0"),
+    ({"per_gpu": "2"}, "per_gpu: got '2'"),
+    ({"retries": -1}, "retries: got -1; allowed: integers from 0"),
+    ({"backend": "dask"}, "backend: got 'dask'; allowed: local, ray"),
+    ({"shard": "4/4"}, "shard: got '4/4'; allowed: i/n with i from 0 to n - 1"),
+])
+def test_bad_arguments_stop_before_any_work(here, how, line):
+    with pytest.raises(ValueError, match=line):
+        sweep_it(SPECS, here, **how)
+    assert not here.runs.exists()
+
+
+# Shards
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_shards_are_a_partition_that_no_order_changes(count):
+    specs = [a_spec(seed) for seed in range(60)]
+    shards = [sweep.shard_of(specs, f"{i}/{count}") for i in range(count)]
+    assert sorted(spec.key for shard in shards for spec in shard) == sorted(spec.key for spec in specs)
+    assert all(shards)
+    assert [set(sweep.shard_of(specs[::-1], f"{i}/{count}")) for i in range(count)] == [set(shard) for shard in shards]
+
+
+def test_shards_leave_together_what_one_sweep_leaves(tmp_path):
+    whole, parts = (Store(tmp_path / name, tmp_path / "published") for name in ("whole", "parts"))
+    sweep_it(SPECS, whole)
+    for i in range(2):
+        sweep_it(SPECS, parts, shard=f"{i}/2")
+    assert content(whole) == content(parts)
+    assert all(len(attempts(parts, spec)) == 1 for spec in SPECS)
+
+
+# Ray
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A local Ray cluster with two workers."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[sweep]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
+
+
+def test_ray_leaves_the_store_that_one_worker_leaves(tmp_path, cluster):
+    alone, ray = (Store(tmp_path / name, tmp_path / "published") for name in ("alone", "ray"))
+    victim, bad = a_spec(100, kills=1), a_spec(101, errors=99)
+    specs = [a_spec(seed, sleep=0.2) for seed in range(6)] + [victim, bad]
+    for store, how in ((alone, {}), (ray, {"backend": "ray", "threads": 1})):
+        swept = sweep_it(specs, store, **how)
+        assert swept.failed == [bad] and len(swept.done) == len(specs) - 1
+        assert "RuntimeError: loss is nan" in (store.runs / "failures" / f"{bad.key}.txt").read_text()
+    assert content(alone) == content(ray)
+    assert len(attempts(ray, victim)) == 2
+    assert len({attempts(ray, spec)[0].split()[0] for spec in specs[:6]}) == 2
+
+
+def test_without_ray_one_line_says_so(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match="backend: got 'ray', which is not installed"):
+        sweep_it(SPECS, here, backend="ray")
+
+
+# The dry run and the command line
+
+
+def record(store, spec, seconds):
+    store.put(spec, {"metrics": {}}, seconds)
+
+
+def test_estimates_are_medians_of_the_most_similar_runs(here):
+    for seconds in (100, 200, 3000):
+        record(here, a_spec(seconds), seconds)
+    record(here, a_spec(1, method="STARK"), 7)
+    record(here, a_spec(1, task="rotten"), 50)
+    wanted = [a_spec(0), a_spec(0, method="PTP"), a_spec(0, task="rotten", method="PTP"), a_spec(0, task="mrpc")]
+    group = ("chapter", "profile", "task", "method")
+    assert sweep.estimates(wanted, here) == [
+        (200, group), (150, group[:3]), (50, group[:3]), (100, ("profile",)),
+    ]  # fmt: skip
+    assert sweep.estimates([Spec("01_pilot", "mrpc", "KD", "mini", 0, {}, {})], here) == [(None, ())]
+
+
+def test_dry_run_prints_a_table_and_the_hours(here):
+    for seed in range(2):
+        record(here, a_spec(seed), 1800)
+    specs = [a_spec(seed) for seed in range(6)] + [Spec("02_stark", "mrpc", "STARK", "mini", 0, {}, {})]
+    lines = sweep.dry_run(specs, here, slots=2).splitlines()
+    assert lines[0].split() == [*"chapter profile task method to run in store hours timed as same".split()]
+    assert lines[1].split(maxsplit=7) == ["01_pilot", "smoke", "synthetic", "KD", "4", "2", "2.00",
+                                          "chapter, profile, task, method"]  # fmt: skip
+    assert lines[2].split() == ["02_stark", "mini", "mrpc", "STARK", "1", "0", "0.00", "unknown"]
+    assert lines[3] == (
+        "5 to run, 2 in the store; about 1.00 hours with 2 at a time, and 1 runs with no similar record to time them by"
+    )
+    assert sweep.dry_run([], here) == "nothing planned"
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs the command line in a book that has one more chapter, 99_fake."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(textwrap.dedent(f"""
+        import sys
+        sys.path += [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        import kdutils.experiments as experiments
+        experiments.CHAPTERS["99_fake"] = "fake"
+        experiments.__path__.append({str(tmp_path / "site")!r})
+    """))
+    (tmp_path / "site" / "fake.py").write_text(textwrap.dedent("""
+        from kdutils.records import Spec
+        from test_sweep import run
+        def plan(profile, task):
+            return [Spec("99_fake", task, method, profile, seed, args, {})
+                    for method, args in (("KD", {}), ("BAD", {"errors": 1})) for seed in range(4)]
+    """))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "KDUTILS_RUNS": str(tmp_path / "runs")}
+    (tmp_path / "_toc.yml").touch()
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "kdutils.sweep", *arguments]
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    call.environment = environment
+    return call
+
+
+@pytest.fixture
+def in_process(tmp_path, monkeypatch, capsys):
+    """The command line in this process, where 01_pilot plans four runs of KD for every task; (code, out, err)."""
+    plan = SimpleNamespace(plan=lambda profile, task: [a_spec(seed, task=task) for seed in range(4)])
+    monkeypatch.setitem(sys.modules, "kdutils.experiments.pilot", plan)
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "_toc.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield lambda *arguments: (sweep.main(arguments), *capsys.readouterr())
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_command_line_runs_reports_and_goes_on(command, tmp_path):
+    smoke = ("99_fake", "--profile", "smoke", "--threads", "1")
+    first = command(*smoke, "--method", "KD", "--seeds", "0,2-3", "--workers", "2")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.splitlines()[-1] == "3 run, 0 in the store before, 0 failed"
+    assert "3/3" in first.stderr and not (tmp_path / "runs" / "failures").exists()
+    dry = command(*smoke, "--dry-run")
+    assert dry.stdout.splitlines()[1].split()[:6] == ["99_fake", "smoke", "synthetic", "KD", "1", "3"]
+    assert dry.stdout.splitlines()[-1].startswith("5 to run, 3 in the store; about 0.00 hours with 1 at a time")
+    limited = command(*smoke, "--limit", "1")
+    assert limited.stdout.splitlines()[-1] == "1 run, 0 in the store before, 0 failed"
+    rest = command(*smoke)
+    assert rest.returncode == 1
+    assert rest.stdout.splitlines()[-1] == "0 run, 4 in the store before, 4 failed"
+    assert len(list((tmp_path / "runs" / "failures").glob("*.txt"))) == 4
+    records = "".join(path.read_text() for path in (tmp_path / "runs" / "99_fake").glob("*.json"))
+    (tmp_path / "list").write_text(records)
+    from_list = command("--list", "list")
+    assert from_list.stdout.splitlines() == ["0 run, 4 in the store before, 0 failed"]
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (["1"], "chapter: got '1'; allowed: 01_pilot"),
+    (["01_pilot", "--profile", "big"], "profile: got 'big'; allowed: smoke"),
+    (["01_pilot", "--task", "mrpc"], "task: got 'mrpc' for profile 'smoke'; allowed: synthetic"),
+    (["01_pilot", "--method", "KDD,KD"], "method: got KDD; allowed: KD"),
+    (["01_pilot", "--seeds", "five"], "seeds: got 'five'; allowed: numbers and ranges"),
+    (["01_pilot", "--seeds", "3-1"], "seeds: got '3-1'"),
+    (["01_pilot", "--seeds", "2,7"], "seed: got 7; allowed: 0, 1, 2, 3"),
+    (["01_pilot", "--shard", "2"], "shard: got '2'; allowed: i/n"),
+    (["01_pilot", "--limit", "0"], "limit: got 0"),
+    (["01_pilot", "--workers", "0"], "workers: got 0"),
+    (["--list", "nowhere"], "list: got 'nowhere'; allowed: a file of specs"),
+    (["--list", "list"], "list: got line 2 of list; allowed: a spec or record"),
+])
+def test_bad_command_lines_get_one_line(in_process, tmp_path, arguments, line):
+    (tmp_path / "list").write_text(json.dumps(asdict(a_spec(0))) + "\n{}\n")
+    code, out, err = in_process("--profile", "smoke", *arguments)
+    assert code == 2 and out == "" and err.startswith(line) and err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_selection(in_process, tmp_path):
+    planned = [a_spec(seed) for seed in range(4)]
+    (tmp_path / "list").write_text("".join(json.dumps(asdict(spec)) + "\n" for spec in planned[1:]))
+
+    def chosen(*arguments):
+        return sweep.chosen(sweep._parser().parse_args(["--profile", "smoke", *arguments]))
+
+    assert chosen("01_pilot") == planned and chosen("--list", "list") == planned[1:]
+    assert chosen("01_pilot", "--list", "list", "--task", "synthetic") == [*planned[1:], planned[0]]
+    assert chosen("01_pilot", "--seeds", "0,2-3", "--method", "KD") == [planned[0], *planned[2:]]
+    assert chosen("01_pilot", "--shard", "1/2") == [spec for spec in planned if int(spec.key, 16) % 2]
+    code, out, _ = in_process("01_pilot", "--profile", "smoke", "--dry-run", "--limit", "3")
+    assert code == 0 and "3 to run, 0 in the store" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_that_is_ended_leaves_no_worker_and_keeps_its_runs(command, tmp_path, sign):
+    sleeps = (0.0, 1.0)
+    specs = [Spec("99_fake", "synthetic", "KD", "smoke", 0, {"sleep": sleep}, {}) for sleep in sleeps]
+    (tmp_path / "list").write_text("".join(json.dumps(asdict(spec)) + "\n" for spec in specs))
+    store = Store(tmp_path / "runs", tmp_path / "published")
+    call = [sys.executable, "-m", "kdutils.sweep", "--list", "list", "--threads", "1"]
+    process = subprocess.Popen(call, cwd=tmp_path, env=command.environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (store.runs / "attempts" / specs[1].key).exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    worker = int(attempts(store, specs[1])[0].split()[0])
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=30)
+    if sign != signal.SIGKILL:
+        assert process.returncode == 130 and "interrupted: finished runs are in the store" in errors
+        assert store.get(specs[1]) is None
+    while Path(f"/proc/{worker}").exists():  # an orphan ends with its run, which is kept
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert store.get(specs[0]) and command("--list", "list").returncode == 0
+    assert store.get(specs[1]) and len(attempts(store, specs[1])) == (1 if sign == signal.SIGKILL else 2)
