@@ -1,0 +1,256 @@
+"""What a chapter shows: one style, figures with alternative text, tables, glued numbers. Reads records, never torch.
+
+A figure's cell ends with `show(fig, alt)`. Its caption and its name stand in the cell's metadata, from which the book
+numbers it: `"mystnb": {"figure": {"caption": "...", "name": "fig-pilot-size"}}`. The alternative text that `show` is
+given goes into the output, and `python -m kdutils.chapters commit` copies it to where the book looks for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import math
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Markdown, display
+
+from kdutils.intervals import paired
+from kdutils.params import in_one_line
+from kdutils.records import MissingRuns, Record, Spec, command_for, ensure, frame, look_up
+
+DASH = "–"
+NATURAL = ("nll", "entropy", "mse")  # measures in their own units; all others are fractions, shown in points
+COLOURS = sns.color_palette("colorblind")
+INK = "#333333"
+GLUE = "application/papermill.record/"
+
+
+# ------------------------------------------------------------------------------------------------------------ records
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a chapter looks at: `records`, the specs that are `missing`, and `frame` (see `kdutils.records.frame`)."""
+
+    records: list[Record]
+    missing: list[Spec]
+    frame: pd.DataFrame
+
+    def where(self, **values) -> pd.DataFrame:
+        """The frame's rows whose columns have these values (a list or tuple of values: any of them)."""
+        keep = pd.Series(True, index=self.frame.index)
+        for name, value in values.items():
+            options = value if isinstance(value, list | tuple | set | range) else [value]
+            keep &= self.frame[name].isin(list(options)) if name in self.frame else False
+        return self.frame[keep]
+
+
+def runs(chapter: str, profile: str, task: str = "all", train: bool = False) -> Runs:
+    """A chapter's planned runs: looked up, or with `train` made where they are missing, with a progress bar.
+
+    What is missing is left out; MissingRuns, in one line, where there is nothing at all.
+    """
+    from kdutils import experiments
+
+    specs = experiments.plan(chapter, profile, None if task == "all" else task)
+    found, missing = look_up(specs)
+    if missing and train:
+        ensure(missing, experiments.run, train=True)
+        found, missing = look_up(specs)
+    if not found:
+        raise in_one_line(MissingRuns(missing, command_for(missing)))
+    return Runs(found, missing, frame(found))
+
+
+def missing(specs: Iterable[Spec]) -> None:
+    """Print how many runs of each method and task are not there yet, and the one command that makes them."""
+    specs = list(specs)
+    if not specs:
+        print("All planned runs are here.")
+        return
+    counts = pd.Series([f"{spec.task} {spec.method}" for spec in specs]).value_counts(sort=False)
+    listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
+    print("\n".join([*textwrap.wrap(f"Not run yet: {listed}.", 110), f"They are made by: {command_for(specs)}"]))
+
+
+def provenance(records: Iterable[Record]) -> None:
+    """Show where a chapter's numbers come from: its runs, their hours, commits, devices and versions."""
+    records = list(records)
+    tasks = pd.Series([r["spec"]["task"] for r in records]).value_counts(sort=False)
+    commits = ", ".join(sorted({(r["commit"] or "unknown")[:7] + ("*" if r["dirty"] else "") for r in records}))
+    days = sorted(r["created"][:10] for r in records)
+    versions = sorted({f"{name} {version}" for r in records for name, version in r["versions"].items()})
+    rows = {
+        "runs": f"{len(records)} ({', '.join(f'{task} {count}' for task, count in tasks.items())})",
+        "computing": f"{sum(r['seconds'] for r in records) / 3600:.2f} hours, summed over runs",
+        "devices": ", ".join(sorted({r["device"] for r in records})),
+        "versions": ", ".join(versions),
+        "commits": commits + (" (*: with changes that were not committed)" if "*" in commits else ""),
+        "made": " to ".join(dict.fromkeys((days[0], days[-1]))),
+    }
+    table(pd.DataFrame(rows.items(), columns=["what", "value"]), "Where these numbers come from.")
+
+
+# ------------------------------------------------------------------------------------------------------------ numbers
+
+
+def scale(metric: str) -> float:
+    """What a measure is multiplied by for display: 100 (points) for fractions and correlations, else 1."""
+    return 1.0 if metric.rsplit("_", 1)[-1] in NATURAL else 100.0
+
+
+def interval(values: Iterable[float]) -> tuple[float, float, int]:
+    """Mean, half width of Student's 95 % interval (NaN with one value) and n; missing values are left out."""
+    known = [v for v in values if v is not None and not math.isnan(v)]
+    found = paired(known)
+    return found["effect"], (found["high"] - found["low"]) / 2, len(known)
+
+
+def plus_minus(mean: float, half: float, n: int, digits: int = 1, sign: bool = False) -> str:
+    """`78.4 ± 0.9 (5)`: mean, half width of the 95 % interval, n; no half width where there is one value only."""
+    if not n:
+        return DASH
+    shown = f"{mean:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    return f"{shown} ({n})" if math.isnan(half) else f"{shown} ± {half:.{digits}f} ({n})"
+
+
+def summary(data: pd.DataFrame, by: str | list[str], metric: str) -> pd.DataFrame:
+    """Mean, half (width of the 95 % interval), n and text of `metric` for each group, in points where it is a fraction.
+
+    Groups come in the order of the data. `metric` is a column such as "test_matthews".
+    """
+    names = [by] if isinstance(by, str) else list(by)
+    rows = []
+    for group, part in data.groupby(names, sort=False, dropna=False):
+        mean, half, n = interval(part[metric] * scale(metric)) if metric in part else (math.nan, math.nan, 0)
+        digits = 1 if scale(metric) == 100 else 3
+        rows.append(dict(zip(names, group, strict=True)) | {"mean": mean, "half": half, "n": n,
+                                                           "text": plus_minus(mean, half, n, digits)})
+    return pd.DataFrame(rows, columns=[*names, "mean", "half", "n", "text"])
+
+
+def versus(a: pd.DataFrame, b: pd.DataFrame, metric: str, on: tuple[str, ...] = ("seed",)) -> dict[str, float]:
+    """A minus B in points, paired by `on`: effect, low, high, p, n and the rest of `kdutils.intervals.paired`."""
+    both = a.merge(b, on=list(on), suffixes=("_a", "_b")) if len(a) and len(b) else pd.DataFrame()
+    return paired((both[f"{metric}_a"] - both[f"{metric}_b"]).dropna() * scale(metric) if len(both) else [])
+
+
+# -------------------------------------------------------------------------------------------------- tables and numbers
+
+
+@dataclass(frozen=True)
+class Table:
+    """A captioned table: HTML on a page, plain text elsewhere."""
+
+    data: pd.DataFrame
+    caption: str
+
+    def _repr_html_(self) -> str:
+        html = self.data.to_html(index=False, border=0, justify="left")
+        return html.replace("<thead>", f"<caption>{escape(self.caption)}</caption>\n<thead>", 1)
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.data.to_string(index=False)}"
+
+
+def table(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
+    """Show `data` with its caption. Floats are printed as they are, to `digits` places: scale them before."""
+    def text(value):
+        if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
+            return DASH
+        return f"{value:.{digits}f}".replace("-", "−") if isinstance(value, float | np.floating) else str(value)
+
+    display(Table(pd.DataFrame({str(name): [text(v) for v in column] for name, column in data.items()}), caption))
+
+
+def glue(name: str, value: str | float) -> None:
+    """Keep a number for the page's prose, where {glue:text}`name` shows it; `myst_nb.glue` without needing myst_nb."""
+    text = value if isinstance(value, str) else repr(float(value))
+    display({f"{GLUE}text/plain": repr(text) if isinstance(value, str) else text}, raw=True,
+            metadata={"scrapbook": {"name": name, "mime_prefix": GLUE}})
+
+
+def show_source(function: Callable) -> None:
+    """Show a function's source as it stands in the module, so that what is read is what runs."""
+    source = textwrap.dedent(inspect.getsource(function))
+    display(Markdown(f"```python\n# {inspect.getmodule(function).__name__}\n{source}```"))
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def style() -> None:
+    """The book's style: white ground (a white card in dark mode), colour-blind-safe colours, thin grid."""
+    sns.set_theme(context="notebook", style="whitegrid", palette=COLOURS, rc={
+        "figure.facecolor": "white", "axes.edgecolor": "#888888", "axes.labelcolor": INK, "text.color": INK,
+        "xtick.color": INK, "ytick.color": INK, "grid.color": "#e6e6e6", "axes.spines.top": False,
+        "axes.spines.right": False, "legend.frameon": False, "font.size": 10, "axes.titlesize": 11,
+        "axes.labelsize": 10, "figure.constrained_layout.use": True,
+    })
+
+
+def panels(columns: int = 1, rows: int = 1, width: float = 7.2, height: float = 2.9, **options):
+    """A figure in the book's style and its axes as a flat list."""
+    style()
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, **options)
+    return fig, list(axes.flat)
+
+
+def show(fig, alt: str) -> None:
+    """Show a figure at twice the screen's resolution, with the alternative text `alt`: what it says to those who do not
+    see it. ValueError: no text."""
+    if len(alt.split()) < 5:
+        raise ValueError(f"alt: got {alt!r}; allowed: a sentence that says what the figure shows")
+    buffer, (width, height) = io.BytesIO(), fig.get_size_inches() * 96
+    fig.savefig(buffer, format="png", dpi=192)
+    plt.close(fig)
+    about = {"alt": alt, "width": round(width), "height": round(height)}
+    display({"image/png": buffer.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": about})
+
+
+def curve(ax, data: pd.DataFrame, x: str, y: str, hue: str | None = None, **options) -> None:
+    """Mean of column `y` (in points where it is a fraction) over `x`, with a band: Student's 95 % interval."""
+    def band(values):
+        mean, half, n = interval(values)
+        return (mean, mean) if n < 2 else (mean - half, mean + half)
+
+    shown = data.assign(**{y: data[y] * scale(y)})
+    sns.lineplot(shown, x=x, y=y, hue=hue, errorbar=band, marker="o", markersize=5, ax=ax, **options)
+
+
+def dots(ax, data: pd.DataFrame, metric: str, by: str, order: Iterable | None = None, colour=COLOURS[0]) -> None:
+    """One row a group of `by`: every run a faint dot, and the mean with its 95 % interval; n beside the name."""
+    order = list(dict.fromkeys(data[by])) if order is None else list(order)
+    names = []
+    for row, group in enumerate(order):
+        values = data.loc[data[by] == group, metric] * scale(metric)
+        mean, half, n = interval(values)
+        ax.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, markersize=4)
+        bars = None if math.isnan(half) else [half]
+        ax.errorbar([mean], [row], xerr=bars, fmt="D", color=colour, capsize=3, markersize=5)
+        names.append(f"{group} (n = {n})")
+    _rows(ax, names)
+
+
+def forest(ax, names: Iterable[str], estimates: Iterable[dict], null: float = 0.0, colour=COLOURS[0]) -> None:
+    """One row an estimate (`effect`, `low`, `high`, `n`, as `versus` gives), its interval, and a line at `null`."""
+    estimates = list(estimates)
+    ax.axvline(null, color="#888888", linewidth=1)
+    for row, found in enumerate(estimates):
+        ends = [[found["effect"] - found["low"]], [found["high"] - found["effect"]]]
+        bars = None if np.isnan(ends).any() else ends
+        ax.errorbar([found["effect"]], [row], xerr=bars, fmt="o", color=colour, capsize=3, markersize=6)
+    _rows(ax, [f"{name} (n = {found['n']})" for name, found in zip(names, estimates, strict=True)])
+
+
+def _rows(ax, names: list[str]) -> None:
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(False, axis="y")

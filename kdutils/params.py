@@ -1,0 +1,74 @@
+"""A notebook's parameters, checked before any work: each mistake ends the run with one clear line.
+
+papermill reads `-p train false` as the text "false", which counts as true; YAML reads 1e-4 as text; and a parameter
+that the notebook does not have is injected all the same, with only a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+WORDS = {bool: "True or False, with a capital", int: "a whole number", float: "a number (YAML: 1.0e-4)", str: "text"}
+NOT_OURS = ("In", "Out", "exit", "quit", "open", "get_ipython")  # IPython puts these into every notebook
+
+
+class BadParameter(ValueError):
+    """A parameter that the notebook cannot use; a notebook shows the message alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def in_one_line(error: Exception) -> Exception:
+    """`error`, which notebooks will show by its message alone, without the way it came."""
+    error._render_traceback_ = lambda: [f"{type(error).__name__}: {error}"]
+    return error
+
+
+def check(namespace: Mapping[str, Any], chapter: str, *, profile: str, task: str = "all", train: bool = False,
+          **declared: type | tuple) -> None:
+    """Stop with one line where a notebook's parameters are wrong. Called right after the parameters' cell:
+
+        params.check(globals(), "02_stark", profile=profile, task=task, train=train, seeds=int)
+
+    A parameter beside those three is declared by its type or by a tuple of its allowed values. Public plain values in
+    `namespace` that are not declared are parameters that this notebook does not have.
+    Raises BadParameter.
+    """
+    allowed = ("profile", "task", "train", *declared)
+    plain = (str, int, float, bool, list, tuple, dict, type(None))
+    for name, value in namespace.items():
+        if name not in (*allowed, *NOT_OURS) and not name.startswith("_") and isinstance(value, plain):
+            raise BadParameter(f"{name}: unknown parameter; allowed: {', '.join(allowed)}")
+    _typed("profile", profile, str)
+    _typed("task", task, str)
+    _typed("train", train, bool)
+    for name, wanted in declared.items():
+        _typed(name, namespace[name], wanted)
+    _planned(chapter, profile, task)
+
+
+def _typed(name: str, value: Any, wanted: type | tuple) -> None:
+    if isinstance(wanted, tuple):
+        if value not in wanted:
+            raise BadParameter(f"{name}: got {value!r}; allowed: {', '.join(map(repr, wanted))}")
+        return
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    right = whole if wanted is int else isinstance(value, wanted) or (wanted is float and whole)
+    if not right:
+        raise BadParameter(f"{name}: got {value!r}, {type(value).__name__}; allowed: {WORDS[wanted]}")
+
+
+def _planned(chapter: str, profile: str, task: str) -> None:
+    """`profile` must exist and the chapter must have runs of `task` in it."""
+    from kdutils import experiments, profiles
+
+    try:
+        names = profiles.task_names(profile)
+    except ValueError as error:
+        raise BadParameter(str(error)) from None
+    if chapter in experiments.written():
+        names = list(dict.fromkeys(spec.task for spec in experiments.plan(chapter, profile)))
+    if task not in ("all", *names):
+        raise BadParameter(f"task: got {task!r} for profile {profile!r}; allowed: all, {', '.join(names)}")
