@@ -1,0 +1,185 @@
+"""Pea-KD: shuffled parameter sharing (SPS), pre-training with the teacher's predictions (PTP), and its objective.
+
+Built from the paper: its released code lacks the module that would run the method.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from . import bert, distil, losses
+from .data import Encoded
+from .profiles import Settings
+from .teacher import Signals, ask
+
+VARIANTS = {"ptp": 4, "ptp-1": 2, "ptp-2": 2}  # number of labels
+ALPHA, TAU, BETA = 0.7, 10.0, 100.0  # the released code's; the paper gives ranges for alpha and beta, and no T
+EPOCHS, PATIENCE = 4, 1  # PTP's "until convergence": at most so many epochs, stopped after so many without a gain
+INNER = 0.1  # share of train that decides when PTP has converged
+
+# ---------------------------------------------------------------------------------------------------------------- SPS
+
+
+def share(student, swap: bool = True, top: int | None = None):
+    """SPS: a copy of `student` with its `top` upper layers (None: all n) stacked once more, in the same parameters.
+
+    Step 1 (`swap=False`) repeats them as they are: 1..n, 1..n. Step 2 also lets each repeated layer use the query
+    parameters, weights and biases, as key and the key parameters as query. No parameter is added. The paper's six-layer
+    student shares three: 1..6, 4', 5', 6' (`top=3`). ValueError: `top` outside 1..n.
+    """
+    made = copy.deepcopy(student)
+    layers = list(made.bert.encoder.layer)
+    top = len(layers) if top is None else top
+    if not 1 <= top <= len(layers):
+        raise ValueError(f"top: got {top}; allowed: 1..{len(layers)}")
+    return _restack(made, [*layers, *(_swapped(layer) if swap else layer for layer in layers[-top:])])
+
+
+def exchange(student):
+    """A copy of `student` with query and key exchanged in every layer: what `share` does to the upper half only."""
+    made = copy.deepcopy(student)
+    return _restack(made, [_swapped(layer) for layer in made.bert.encoder.layer])
+
+
+def unshare(student):
+    """A copy of `student` that computes the same, every layer in parameters of its own."""
+    made = copy.deepcopy(student)
+    return _restack(made, [copy.deepcopy(layer) for layer in made.bert.encoder.layer])
+
+
+def _restack(model, layers: list):
+    model.bert.encoder.layer = nn.ModuleList(layers)
+    model.config.num_hidden_layers = len(layers)
+    return model
+
+
+def _swapped(layer):
+    """A layer of the same sub-modules in which query and key have changed places."""
+    block = layer.attention.self
+    return _alias(layer, attention=_alias(layer.attention, self=_alias(block, query=block.key, key=block.query)))
+
+
+def _alias(module: nn.Module, **children: nn.Module) -> nn.Module:
+    made = copy.copy(module)
+    made._modules = dict(module._modules) | children  # a shallow copy would write into the original's own table
+    return made
+
+
+def activation_bytes(model, batch: dict) -> int:
+    """Bytes that one forward pass over `batch` in training mode keeps for its gradient, parameters not counted: the
+    memory that depth costs where sharing saves parameters."""
+    known, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            seen[storage.data_ptr()] = storage.nbytes()
+        kept.append(tensor)
+        return tensor
+
+    kept, was_training = [], model.training
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        bert.forward(model.train(), batch)[0].sum()
+    model.train(was_training)
+    return sum(seen.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------- PTP
+
+
+def ptp_labels(logits: torch.Tensor, labels: torch.Tensor, threshold: float, variant: str = "ptp") -> torch.Tensor:
+    """PTP labels [n] (int64; the paper's Table 1) of a teacher's `logits` [n, classes] against the true `labels` [n].
+
+    Confidence is the largest softmax probability and counts as such above the threshold, not at it. "ptp": 0
+    confidently correct, 1 unconfidently correct, 2 confidently wrong, 3 unconfidently wrong. "ptp-1": 0 correct, 1
+    wrong. "ptp-2": 0 confident, 1 not. ValueError: another variant, a threshold outside [0.5, 1], shapes that do not
+    fit, or a regression, which has no classes.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant: got {variant!r}; allowed: {', '.join(VARIANTS)}")
+    if not 0.5 <= threshold <= 1:
+        raise ValueError(f"threshold: got {threshold}; allowed: 0.5 to 1")
+    if labels.is_floating_point():
+        raise ValueError(f"labels: got {labels.dtype}, a regression; allowed: classes (int64)")
+    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"logits: got {tuple(logits.shape)} for labels {tuple(labels.shape)}; allowed: [n, classes] for [n]")
+    confidence, guess = logits.softmax(-1).max(-1)
+    wrong, unsure = (guess != labels).long(), (confidence <= threshold).long()
+    return {"ptp": 2 * wrong + unsure, "ptp-1": wrong, "ptp-2": unsure}[variant]
+
+
+def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int, steps: int | None = None) -> distil.Outcome:
+    """Train `student` in place, before KD, to predict `rows.labels` (0..classes-1) by cross-entropy through a head of its
+    own. That head is thrown away and the student's put back as it was; encoder, embeddings and pooler are carried over.
+
+    A tenth of the rows is held out of it: the weights of the epoch with the lowest cross-entropy there are kept, and an
+    epoch without a gain ends it, as `EPOCHS` do. With `steps` it takes exactly so many and keeps the last weights.
+    """
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    inner, used = order.split([round(INNER * len(rows)), len(rows) - round(INNER * len(rows))])
+    own, held = student.classifier, rows.take(inner)
+    bert.fresh_head(student, seed, classes)
+    best = {"loss": float("inf"), "weights": None}
+
+    def judge(worker) -> dict:
+        precision = "fp32" if worker.classifier.weight.dtype == torch.float32 else "bf16"
+        loss = float(losses.hard(ask(worker, held, precision=precision).logits, held.labels))
+        if loss < best["loss"]:
+            best.update(loss=loss, weights={k: v.detach().clone() for k, v in student.named_parameters()})
+        return {"dev": {"gain": -loss}}
+
+    outcome = distil.train(student, rows.take(used), distil.fine_tuning(), settings, seed=seed, epochs=EPOCHS, max_steps=steps,
+                           evaluate=None if steps else judge, patience=PATIENCE)
+    if best["weights"]:
+        with torch.no_grad():
+            for name, value in student.named_parameters():
+                value.copy_(best["weights"][name])
+    student.classifier = own.to(student.classifier.weight.device)
+    student.config.num_labels = own.out_features
+    return outcome
+
+
+# ---------------------------------------------------------------------------------------------------------- objective
+
+
+def pairs(student: int, teacher: int) -> list[tuple[int, int]]:
+    """The layer pairs K of equation 5, counted from 1, for a student of so many layers, stacked ones counted.
+
+    Student layers 1..n-1, never the last (the logits teach it), learn from teacher layers round(L i / n), halves
+    upwards. That is the released code's choice wherever it states one (3 of 12: 4, 8; 6 of 12: 2, 4, 6, 8, 10); for
+    the stacked students the paper and the code are silent. One layer has no pair.
+    """
+    return [(i, max(1, (2 * teacher * i + student) // (2 * student))) for i in range(1, student)]
+
+
+def pea(logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, states: torch.Tensor | None = None,
+        teacher_states: torch.Tensor | None = None, alpha: float = ALPHA, tau: float = TAU, beta: float = BETA) -> dict:
+    """Equation 5: (1 - alpha) cross-entropy + alpha tau^2 KL(t || s) + beta MSE of unit-normalised [CLS] pairs.
+
+    `logits`, `teacher` [b, classes]; the two `states` [b, pairs, d], or None where there is no pair. Cross-entropy and
+    KL are means over the batch, the MSE one over batch, pairs and dimensions. A regression takes squared errors for
+    the first two. The paper prints the third term without the normalisation that its code has.
+    """
+    terms = losses.kd(logits, teacher, labels, alpha, tau)
+    if states is None or not states.shape[1]:
+        return terms
+    patience = losses.patience(states, teacher_states)
+    return terms | {"loss": terms["loss"] + beta * patience, "patience": patience}
+
+
+def objective(teacher: Signals, layers: Sequence[tuple[int, int]], alpha: float = ALPHA, tau: float = TAU,
+              beta: float = BETA) -> distil.Plain:
+    """`pea` against a teacher's cached logits and [CLS] states, over the pairs `layers`."""
+    ours, its = [i for i, _ in layers], [j for _, j in layers]
+    if not (layers and beta):
+        return distil.Plain(lambda b, z, _: pea(z, teacher.logits[b["index"]], b["labels"], alpha=alpha, tau=tau))
+
+    def terms(batch, logits, states):
+        told = teacher.at(batch["index"])
+        return pea(logits, told.logits, batch["labels"], states[:, ours], told.states[:, its], alpha, tau, beta)
+
+    return distil.Plain(terms, states=True)
