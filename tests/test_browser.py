@@ -1,0 +1,95 @@
+"""The built pages in a real browser, without a network: light, dark and on a phone."""
+
+import pytest
+from browser import NAMES, Browser, program
+from test_book import PAGES
+
+pytestmark = pytest.mark.skipif(program() is None, reason=f"no browser installed; any of: {', '.join(NAMES)}")
+
+DESKTOP, PHONE = (1280, 900), (390, 844)
+MATHS = [name for name in PAGES if name in ("book/notation",) or name.startswith("notebooks/")]
+
+LUMINANCE = """(css => {
+  const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const [r, g, b] = css.match(/[\\d.]+/g).map(v => linear(v / 255));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+})"""
+PICTURES = """[...document.querySelectorAll('.bd-article img')].map(image => {
+  const style = getComputedStyle(image);
+  return {source: image.getAttribute('src'), alt: image.alt, loaded: image.naturalWidth > 0, filter: style.filter,
+          width: image.getBoundingClientRect().width, card: style.backgroundColor};
+})"""
+TOO_WIDE = """[...document.querySelectorAll('.bd-article *')].filter(node => {
+  for (let box = node.parentElement; box; box = box.parentElement)
+    if (['auto', 'scroll', 'hidden', 'clip'].includes(getComputedStyle(box).overflowX)) return false;
+  return node.getBoundingClientRect().right > screen.width + 1;
+}).map(node => node.outerHTML.slice(0, 120))"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    tab = Browser(tmp_path_factory.mktemp("browser"))
+    yield tab
+    tab.close()
+
+
+def visit(browser, site, name, size=DESKTOP, scheme="light"):
+    browser.open((site / f"{name}.html").as_uri(), size, scheme)
+
+
+def contrast(browser):
+    """WCAG contrast of running text with the page, and whether the page is the darker one."""
+    page, text = (
+        browser.run(f"{LUMINANCE}(getComputedStyle(document.querySelector('{what}')).{how})")
+        for what, how in (("body", "backgroundColor"), (".bd-article p", "color"))
+    )
+    return (max(page, text) + 0.05) / (min(page, text) + 0.05), page < text
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_phone_scrolls_down_only(browser, site, name):
+    visit(browser, site, name, PHONE)
+    assert browser.run(TOO_WIDE) == []
+    assert browser.run("[screen.width, innerWidth, document.documentElement.scrollWidth]") == [PHONE[0]] * 3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_text_and_pictures_can_be_seen(browser, site, name, scheme):
+    visit(browser, site, name, scheme=scheme)
+    ratio, dark = contrast(browser)
+    assert ratio >= 7 and dark == (scheme == "dark")
+    for picture in browser.run(PICTURES):
+        assert picture["loaded"] and picture["width"] >= 100 and picture["alt"].strip(), picture
+        if dark:
+            assert picture["filter"] == "none" and picture["card"] == "rgb(255, 255, 255)", picture
+
+
+@pytest.mark.parametrize("name", MATHS)
+def test_equations_are_set_without_a_network(browser, site, name):
+    visit(browser, site, name)
+    count = "['.math', 'mjx-container', 'mjx-merror'].map(what => document.querySelectorAll(what).length)"
+    sources, made, wrong = browser.run(count)
+    assert made >= sources > 0 and wrong == 0
+    assert browser.run("[...document.fonts].some(font => font.family.includes('MJX') && font.status === 'loaded')")
+
+
+def test_what_these_tests_look_for_can_be_found(browser, site):
+    visit(browser, site, "book/notation", PHONE)
+    browser.run("document.querySelector('.bd-article p').style.minWidth = '900px'")
+    assert browser.run(TOO_WIDE)
+    browser.run("document.querySelector('.bd-article p').style.color = '#999'")
+    assert contrast(browser)[0] < 7
+
+
+def test_search_finds_a_chapter(browser, site):
+    browser.open((site / "search.html").as_uri() + "?q=friendliness")
+    found = """new Promise((done, fail) => {
+      const look = tries => {
+        const results = document.querySelector('#search-results');
+        if (/finished/.test(results?.innerText)) done([...results.querySelectorAll('li a')].map(a => a.textContent));
+        else tries ? setTimeout(look, 100, tries - 1) : fail(new Error(results?.innerText));
+      };
+      look(200);
+    })"""
+    assert "Notation" in browser.run(found)
