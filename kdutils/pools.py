@@ -25,6 +25,7 @@ Run = Callable[[Spec], dict]
 Event = tuple[Spec, str, str]
 
 POLL = 2.0  # seconds before a run that another process holds is asked for again
+GRACE = 10.0  # seconds that an idle worker gets to end
 USABLE = 0.9  # share of a GPU's memory given out; the processes' CUDA contexts take the rest
 _spawn = multiprocessing.get_context("spawn")
 
@@ -98,11 +99,17 @@ class _Slot:
         return spec, status, text
 
     def stop(self) -> None:
-        if self.process is not None:
+        """End the process: at once where it has a run, else by itself, so that it tidies up."""
+        if self.process is None:
+            return
+        if self.spec is not None:
+            self.process.kill()
+        self.pipe.close()
+        self.process.join(timeout=GRACE)
+        if self.process.is_alive():
             self.process.kill()
             self.process.join()
-            self.pipe.close()
-            self.process = self.pipe = None
+        self.process = self.pipe = None
 
 
 def local(

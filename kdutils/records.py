@@ -25,7 +25,7 @@ from kdutils.spec import Spec, to_json
 from kdutils.store import RECIPE, Busy, Record, Store, repository, write_atomically
 
 __all__ = ["Busy", "MissingRuns", "RECIPE", "Record", "Spec", "Store", "command_for", "ensure", "frame", "look_up",
-           "publish", "repository", "run_once", "stale", "status"]
+           "publish", "repository", "run_once", "stale", "status", "write_atomically"]
 
 UNPUBLISHED = ("smoke", "demo")  # profiles that guard the code and welcome newcomers: their runs stay out of the book
 

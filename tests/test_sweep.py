@@ -19,7 +19,7 @@ from kdutils.records import Spec, Store
 from kdutils.sweep import run_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMELY = ("seconds", "created", "device")  # what two machines or moments may differ in
+TIMELY = ("seconds", "created", "device", "commit", "dirty")  # what two moments may differ in
 
 
 def a_spec(seed, method="KD", task="synthetic", **args):
