@@ -36,7 +36,10 @@ html: $(READY)
 pdf: $(READY)
 	@test -n "$(BROWSER)" || { echo "browser: got none; allowed: Chromium or Chrome on the PATH, or make pdf BROWSER=/path/to/one"; exit 1; }
 	$(BIN)/jupyter-book build --quiet --builder custom --custom-builder singlehtml .
-	$(BIN)/python -m kdutils.chapters print "$(BROWSER)" _build/singlehtml/book/intro.html _build/distilling-bert.pdf
+	cp _build/singlehtml/book/intro.html _build/singlehtml/index.html
+	"$(BROWSER)" --headless --no-sandbox --disable-gpu --user-data-dir=_build/browser --virtual-time-budget=60000 \
+		--no-pdf-header-footer --print-to-pdf=_build/distilling-bert.pdf "file://$(CURDIR)/_build/singlehtml/index.html" 2>/dev/null
+	@test -s _build/distilling-bert.pdf && echo "The book as one PDF: $(CURDIR)/_build/distilling-bert.pdf"
 
 rerun: $(READY)
 	@test -n "$(CHAPTER)" || { echo "CHAPTER: got nothing; allowed:"; $(BIN)/python -m kdutils.chapters list; exit 1; }

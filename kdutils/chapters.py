@@ -76,7 +76,10 @@ def parameters_for(path, profile, train, extra):
 
 
 def clean(notebook):
-    """The notebook without timestamps, paths, stderr and the other things that differ between two equal runs."""
+    """The notebook without timestamps, paths, stderr and the other things that differ between two equal runs.
+
+    A figure's alternative text is copied from its output to its cell, where the book looks for it.
+    """
     notebook.metadata = nbformat.from_dict({
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
@@ -88,7 +91,15 @@ def clean(notebook):
             cell.metadata["tags"] = ["injected-parameters", "hide-input"]
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            _describe_figure(cell)
     return notebook
+
+
+def _describe_figure(cell):
+    for output in cell.outputs:
+        for kind, about in output.get("metadata", {}).items():
+            if kind.startswith("image/") and "alt" in about:
+                cell.metadata.setdefault("mystnb", {})["image"] = {"alt": about["alt"]}
 
 
 def failure(notebook):
