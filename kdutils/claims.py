@@ -38,6 +38,8 @@ def load(path: Path | None = None) -> dict[str, Any]:
     for claim in data["claims"]:
         if claim["kind"] not in KINDS:
             raise ValueError(f"{claim['id']}: kind: got {claim['kind']!r}; allowed: {', '.join(KINDS)}")
+        for side in "ab":
+            claim[side] = {"chapter": claim["chapter"]} | claim[side]
         if claim.get("paper_effect"):
             evaluate(claim["paper_effect"], data)
     return data

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from kdutils import claims as published
-from kdutils import profiles, tasks
+from kdutils import experiments, profiles, tasks
 from kdutils.intervals import EMPTY, LEVEL, Estimate, correlation, holm, paired, pool_spreads, spread
-from kdutils.records import Store, frame, repository, write_atomically
+from kdutils.records import Store, frame, look_up, repository, write_atomically
 
 FEWEST = 5  # seeds below which nothing is decided
 # A teacher near chance cannot settle a claim about teaching.
@@ -39,15 +39,19 @@ def verdict(estimate: Estimate, null: float = 0.0) -> str:
 
 
 def results(profile: str, store: Store | None = None) -> pd.DataFrame:
-    """All records of a profile, as `records.frame` gives them."""
-    store = store or Store()
-    found = [record for chapter in store.chapters() for record in store.records(chapter)]
-    return frame([record for record in found if record["spec"]["profile"] == profile])
+    """The records of all that the chapters plan at `profile`, as `records.frame` gives them (runs that an earlier plan
+    made are left out); without any, an empty frame with its first columns."""
+    specs = [spec for chapter in experiments.written() for spec in experiments.plan(chapter, profile)]
+    found, _ = look_up(specs, store)
+    return frame(found) if found else pd.DataFrame(columns=["chapter", "task", "method", "seed", "seconds", "device"])
 
 
 def select(data: pd.DataFrame, where: dict[str, Any], **more: Any) -> pd.DataFrame:
-    """The records of a method whose arguments are those of `where["args"]` (a list: any of them; None: absent)."""
+    """The records of a method (and of a chapter, where one is named: two chapters may both have a PKD) whose arguments
+    are those of `where["args"]` (a list: any of them; None: absent)."""
     keep = data["method"] == where["method"]
+    if "chapter" in where:
+        keep &= data["chapter"] == where["chapter"]
     for name, wanted in (where.get("args", {}) | more).items():
         column = data[name] if name in data else pd.Series(None, index=data.index, dtype=object)
         options = wanted if isinstance(wanted, list) else [wanted]
@@ -98,7 +102,8 @@ def side(data: pd.DataFrame, where: dict[str, Any], metric: str, protocol: str) 
     found = select(data, where, protocol=[None, protocol])
     if where.get("choose") != "sparsity":
         return found
-    zero = select(data, where["zero"], protocol=[None, protocol]).assign(sparsity=0.0)
+    same_chapter = {"chapter": where["chapter"]} if "chapter" in where else {}
+    zero = select(data, where["zero"] | same_chapter, protocol=[None, protocol]).assign(sparsity=0.0)
     grid = pd.concat([found[found["sparsity"] > 0], zero]) if len(found) else found
     return chosen(grid, metric, protocol)
 
@@ -142,10 +147,10 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
     planned = [task for task in claim["tasks"] if task in known] or known
     fixed = {"claim": claim["id"], "planned": claim["seeds"]}
     if claim["kind"] == "correlation":
-        estimate = _correlated(data, claim, planned) if len(data) else dict(EMPTY)
+        estimate = _correlated(data, claim, planned)
         return [fixed | {"task": "pooled", "tasks": tuple(planned), "verdict": verdict(estimate)} | estimate]
     rows, kept = [], {}
-    for task in known if len(data) else []:
+    for task in known:
         differences, estimate = on_task(data, claim, task)
         decides = task in planned and (profile, task) not in CANNOT_DECIDE
         if decides and estimate["n"] >= FEWEST:
@@ -175,6 +180,7 @@ def verdicts(data: pd.DataFrame, profile: str, book: dict | None = None) -> tupl
          "paper_effect": published.evaluate(claim["paper_effect"], book) if claim.get("paper_effect") else np.nan}
         for claim in book["claims"]
     )  # fmt: skip
+    told.insert(0, "number", range(1, len(told) + 1))
     pooled = told.merge(table[table["task"] == "pooled"].drop(columns="task"), on="claim")
     decided = pooled["verdict"].isin(("holds", "contradicted", "undecided")) & (pooled["n"] >= FEWEST)
     pooled["p_holm"] = holm(pooled["p"].where(decided))
@@ -183,46 +189,13 @@ def verdicts(data: pd.DataFrame, profile: str, book: dict | None = None) -> tupl
     return pooled, table[table["task"] != "pooled"].reset_index(drop=True)
 
 
-MARKS = {"holds": ("o", "#0072b2"), "contradicted": ("X", "#d55e00"), "undecided": ("s", "#7f7f7f")}
+OUTCOMES = ("holds", "contradicted", "undecided", "no runs yet")
 FILES = ("README.md", "book/intro.md")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def forest(table: pd.DataFrame):
-    """A forest plot of `verdicts(...)[0]`: our effect and interval (marker and colour by verdict), the paper's effect
-    as an open diamond, the null value as a tick; correlation claims have an axis of their own. Returns the figure."""
-    import matplotlib.pyplot as plt
-
-    parts = [table[table["kind"] != "correlation"], table[table["kind"] == "correlation"]]
-    heights = [max(1, len(part)) for part in parts]
-    figure, axes = plt.subplots(
-        2, 1, figsize=(8, 0.26 * sum(heights) + 1.8), height_ratios=heights, layout="constrained"
-    )
-    for axis, part, label in zip(axes, parts, ("A less B, points", "Pearson's r"), strict=True):
-        _draw(axis, part.iloc[::-1], label)
-    handles = [plt.Line2D([], [], marker=m, color=c, ls="none", label=name) for name, (m, c) in MARKS.items()]
-    diamond = plt.Line2D([], [], marker="D", color="k", mfc="none", ls="none", ms=5, label="the paper")
-    figure.legend(handles=[*handles, diamond], loc="outside upper right", ncols=4, frameon=False)
-    return figure
-
-
-def _draw(axis, part: pd.DataFrame, label: str) -> None:
-    for y, row in enumerate(part.itertuples()):
-        axis.plot(row.paper_effect, y, marker="D", color="k", mfc="none", ms=5, ls="none")
-        axis.plot(row.null, y, marker="|", color="k", ms=8)
-        if row.verdict in MARKS:
-            marker, colour = MARKS[row.verdict]
-            axis.plot([row.low, row.high], [y, y], color=colour, lw=2)
-            axis.plot(row.effect, y, marker=marker, color=colour, ms=6)
-        else:
-            axis.annotate(row.verdict, (1, y), xycoords=("axes fraction", "data"), ha="right", va="center", size=7)
-    axis.axvline(0, color="k", lw=0.6)
-    axis.set(yticks=range(len(part)), yticklabels=part["claim"], xlabel=label, ylim=(-0.6, len(part) - 0.4))
-    axis.tick_params(axis="y", labelsize=7)
-
-
 def _number(value: float, kind: str = "") -> str:
-    return "–" if pd.isna(value) else f"{value:+.2f}" if kind == "correlation" else f"{value:+.1f}"
+    return "–" if pd.isna(value) else f"{value:+.{2 if kind == 'correlation' else 1}f}".replace("-", "−")
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -230,34 +203,20 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     def row(r):
         interval = "–" if pd.isna(r.low) else f"[{_number(r.low, r.kind)}, {_number(r.high, r.kind)}]"
         return {
-            "claim": r.sentence, "paper": _number(r.paper_effect, r.kind), "ours": _number(r.effect, r.kind),
-            "95 % interval": interval, "tasks": ", ".join(r.tasks) or "–", "n": f"{r.n} of {r.planned}",
+            "no.": r.number, "claim": r.sentence, "paper": _number(r.paper_effect, r.kind),
+            "ours": _number(r.effect, r.kind), "95 % interval": interval, "tasks": ", ".join(r.tasks) or "–",
+            "n": f"{r.n} of {r.planned}",
             "could have seen": _number(r.smallest, r.kind).lstrip("+"),
-            "verdict": r.verdict, "after Holm": r.after_holm, "chapter": r.chapter, "id": r.claim,
+            "verdict": r.verdict, "after Holm": r.after_holm, "chapter": r.chapter,
         }  # fmt: skip
 
-    return pd.DataFrame([row(r) for r in table.itertuples()])
+    columns = ["no.", "claim", "paper", "ours", "95 % interval", "tasks", "n", "could have seen", "verdict"]
+    return pd.DataFrame([row(r) for r in table.itertuples()], columns=[*columns, "after Holm", "chapter"])
 
 
 def counts(table: pd.DataFrame) -> dict[str, int]:
     """How many claims got each verdict."""
-    return {name: int((table["verdict"] == name).sum()) for name in (*MARKS, "no runs yet")}
-
-
-def missing(profile: str) -> pd.DataFrame:
-    """What the chapters plan at `profile` and the store lacks: chapter, task, planned, missing and the command."""
-    from kdutils import experiments
-    from kdutils.records import command_for, look_up
-
-    rows = []
-    for chapter in experiments.written():
-        for task in profiles.task_names(profile):
-            specs = experiments.plan(chapter, profile, task)
-            _, lacking = look_up(specs)
-            if lacking:
-                fixed = {"chapter": chapter, "task": task, "planned": len(set(specs)), "missing": len(lacking)}
-                rows.append(fixed | {"command": command_for(lacking)})
-    return pd.DataFrame(rows, columns=["chapter", "task", "planned", "missing", "command"])
+    return {name: int((table["verdict"] == name).sum()) for name in OUTCOMES}
 
 
 def summary(profile: str = "mini") -> str:

@@ -114,7 +114,7 @@ def test_a_cell_that_is_not_there_is_named(ref, says):
 
 def test_load_refuses_a_row_of_the_wrong_length_and_an_unknown_kind(tmp_path):
     table = "tables: {t: {paper: p, table: T, split: dev, columns: [a b, c d], rows: {r: [1]}}}\nclaims: []\n"
-    kind = "tables: {}\nclaims: [{id: x, kind: likes}]\n"
+    kind = "tables: {}\nclaims: [{id: x, kind: likes, chapter: c}]\n"
     for number, (text, says) in enumerate([(table, "t/r: got 1 values"), (kind, "x: kind: got 'likes'")]):
         path = tmp_path / f"{number}.yml"
         path.write_text(text)

@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kdutils import claims, intervals, records, verdicts
+from kdutils import claims, experiments, intervals, records, verdict_page, verdicts
 from kdutils.store import Store
 
 RNG = np.random.default_rng(0)
 CLAIM = {"id": "c", "kind": "beats", "seeds": 10, "tasks": ["mrpc", "sst2"], "a": {"method": "A"}, "b": {"method": "B"}}
+NONE = pd.DataFrame(columns=["chapter", "task", "method", "seed"])
 METRIC = {"mrpc": "matthews", "sst2": "accuracy", "stsb": "spearman", "rte": "accuracy"}
 
 
@@ -62,7 +63,7 @@ def test_undecided_with_fewer_than_five_seeds_however_large_the_effect():
 
 
 def test_no_runs():
-    for data in (pd.DataFrame(), pair("mrpc", [1.0] * 5).assign(method="other")):
+    for data in (NONE, pair("mrpc", [1.0] * 5).assign(method="other")):
         row = judged(data)["pooled"]
         assert (row["verdict"], row["n"]) == ("no runs yet", 0)
 
@@ -173,6 +174,13 @@ def test_the_records_of_the_other_protocol_are_left_out():
     assert len(verdicts.side(data.drop(columns="protocol"), STARK, "matthews", "paper")) == 5
 
 
+def test_two_chapters_methods_of_one_name_are_told_apart():
+    ours, other = runs("PKD", "mrpc", [0.5] * 5), runs("PKD", "mrpc", [0.9] * 5)
+    data = pd.concat([ours.assign(chapter="06_ksm"), other.assign(chapter="02_stark"), runs("A", "mrpc", [0.6] * 5)])
+    claim = CLAIM | {"b": {"method": "PKD", "chapter": "06_ksm"}}
+    assert judged(data, claim)["pooled"]["effect"] == pytest.approx(10.0)
+
+
 def test_arguments_select_by_value_by_list_and_by_absence():
     args = {"lam": [0.5, np.nan, 0.25], "flag": [True, None, False], "text": ["a", None, "b"]}
     data = pd.DataFrame({"method": "M"} | args)
@@ -269,29 +277,66 @@ def test_a_single_seed_has_an_effect_and_no_interval():
 
 # ---------------------------------------------------------------------------------------------- tables and pages
 def test_all_claims_without_records_and_with_a_few():
-    table, by_task = verdicts.verdicts(pd.DataFrame(), "mini")
+    table, by_task = verdicts.verdicts(NONE, "mini")
     assert set(table["verdict"]) == {"no runs yet"} and by_task.empty
     assert len(table) == len(claims.load()["claims"]) == verdicts.counts(table)["no runs yet"]
     kd, ft = ([0.70, 0.71, 0.72, 0.70, 0.71], [0.68, 0.70, 0.70, 0.69, 0.69])
     data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in (("KD", kd), ("FT", ft))])
+    data["chapter"] = "02_stark"
     table, by_task = verdicts.verdicts(data, "mini")
     row = table.set_index("claim").loc["kd-beats-ft"]
     assert (row["verdict"], row["n"], row["planned"], row["after_holm"]) == ("holds", 5, 5, "undecided")
     assert row["p_holm"] == pytest.approx(min(1, row["p"] * len(table)))
     assert by_task["task"].tolist() == ["mrpc"]
-    text = verdicts.shown(table).set_index("id").loc["kd-beats-ft"]
-    assert (text["paper"], text["ours"], text["n"]) == ("+0.1", "+1.6", "5 of 5")
+    text = verdicts.shown(table).set_index("no.").loc[row["number"]]
+    assert (text["paper"], text["ours"], text["n"], text["chapter"]) == ("+0.1", "+1.6", "5 of 5", "02_stark")
+
+
+def test_the_gap_between_teacher_and_student_stands_beside_the_papers():
+    assert verdict_page.gaps(NONE).empty
+    teacher = runs("finetune", "sst2", [0.86, 0.10], split="dev").assign(layers=[6, 1], chapter="01_pilot")
+    student = runs("KD", "sst2", [0.84, 0.82], split="dev", student="dropped", chapter="02_stark")
+    (row,) = verdict_page.gaps(pd.concat([teacher, student])).to_dict("records")
+    assert (row["task"], row["n"]) == ("sst2 (accuracy)", 2)
+    assert [row[k] for k in ("gap", "our teacher", "our gap")] == pytest.approx([93.8 - 89.6, 86.0, 3.0])
+
+
+def test_a_page_table_links_to_the_chapter_and_an_empty_one_says_so(capsys):
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdict_page, "display", lambda data, raw: shown.append(data["text/html"]))
+        verdict_page.show(pd.DataFrame({"effect": [-1.25, np.nan], "chapter": ["02_stark", "06_ksm"]}), "Two claims")
+        verdict_page.show(pd.DataFrame(columns=["effect"]), "No claims")
+    (html,) = shown
+    assert '<td><a href="02_stark.html#the-result">02_stark</a></td>' in html
+    assert "<caption>Two claims</caption>" in html
+    assert "<td>−1.2</td>" in html and "<td>–</td>" in html
+    assert capsys.readouterr().out == "No claims: none yet.\n"
+
+
+def test_what_is_missing_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
+    monkeypatch.setattr(experiments, "written", lambda: ["01_pilot"])
+    specs = [records.Spec("01_pilot", "synthetic", "finetune", "smoke", seed, {"layers": 1}, {}) for seed in (0, 1)]
+    monkeypatch.setattr(experiments, "plan", lambda chapter, profile, task: specs)
+    (row,) = verdict_page.missing("smoke").to_dict("records")
+    assert (row["planned"], row["missing"]) == (2, 2)
+    assert row["command"] == "python -m kdutils.sweep 01_pilot --profile smoke --task synthetic"
+    for spec in specs:
+        Store().put(spec, {"metrics": {}}, 1.0)
+    assert verdict_page.missing("smoke").empty
 
 
 def test_the_forest_plot_draws_every_claim_and_names_those_without_runs():
     data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in (("KD", [0.7] * 5), ("FT", [0.6] * 5))])
+    data["chapter"] = "02_stark"
     table, _ = verdicts.verdicts(data, "mini")
-    figure = verdicts.forest(table)
+    figure = verdict_page.forest(table)
     labels = [text.get_text() for axis in figure.axes for text in axis.get_yticklabels()]
-    assert sorted(labels) == sorted(table["claim"])
+    assert sorted(labels) == sorted(table["claim"] + "  " + table["number"].astype(str))
     said = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert said == ["no runs yet"] * (len(table) - 1)
-
+    assert "holds: kd-beats-ft; no runs yet: pilot-size-score, " in verdict_page.in_words(table)
 
 def test_the_front_pages_hold_the_summary_of_the_published_records():
     text = verdicts.summary("mini")
@@ -301,15 +346,18 @@ def test_the_front_pages_hold_the_summary_of_the_published_records():
         assert held == text, f"{name} is stale: run python -m kdutils.verdicts summary --write"
 
 
-def test_the_summary_is_made_from_published_records_only(tmp_path, monkeypatch):
+def test_the_summary_is_made_from_published_records_of_planned_runs_only(tmp_path, monkeypatch):
+    def spec(method, seed):
+        return records.Spec("02_stark", "mrpc", method, "mini", seed, {"student": "dropped"}, {})
+
+    plan = [spec(method, seed) for method in ("KD", "FT") for seed in range(5)]
+    monkeypatch.setattr(experiments, "written", lambda: ["02_stark"])
+    monkeypatch.setattr(experiments, "plan", lambda chapter, profile: plan)
     before = verdicts.summary("mini")
     monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
-    store = Store()
-    for seed in range(5):
-        for method, value in (("KD", 0.7), ("FT", 0.6)):
-            spec = records.Spec("02_stark", "mrpc", method, "mini", seed, {"student": "dropped"}, {})
-            store.put(spec, {"metrics": {"test": {"matthews": value + seed / 100}}}, 1.0)
-    assert len(verdicts.results("mini", store)) == 10 + len(verdicts.results("mini", Store(runs="book/records")))
+    for one in [*plan, spec("KD", 5)]:  # the last is of an earlier plan
+        Store().put(one, {"metrics": {"test": {"matthews": 0.6 + one.seed / 100}}}, 1.0)
+    assert len(verdicts.results("mini")) == 10
     assert verdicts.summary("mini") == before
 
 

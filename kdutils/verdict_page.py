@@ -1,0 +1,99 @@
+"""What chapter 07 shows of the verdicts: forest plot, tables with links, the gap to the teacher, what is missing."""
+
+from __future__ import annotations
+
+import re
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import display
+
+from kdutils import claims as published
+from kdutils import experiments, figures, profiles
+from kdutils.records import command_for, look_up
+from kdutils.verdicts import select
+
+MARKS = {"holds": ("o", "#0072b2"), "contradicted": ("X", "#d55e00"), "undecided": ("s", "#7f7f7f")}
+
+
+def forest(table: pd.DataFrame):
+    """A forest plot of `verdicts(...)[0]`: our effect and interval (marker and colour by verdict), the paper's effect
+    as an open diamond, the null value as a tick; correlation claims have an axis of their own. Returns the figure."""
+    figures.style()
+    numbered = table.assign(label=[f"{row.claim}  {row.number}" for row in table.itertuples()])
+    parts = [numbered[numbered["kind"] != "correlation"], numbered[numbered["kind"] == "correlation"]]
+    heights = [max(1, len(part)) + 1 for part in parts]
+    figure, axes = plt.subplots(2, 1, figsize=(7.2, 0.25 * sum(heights) + 1), height_ratios=heights)
+    for axis, part, label in zip(axes, parts, ("A less B, points", "Pearson's r"), strict=True):
+        _draw(axis, part.iloc[::-1], label)
+    handles = [plt.Line2D([], [], marker=m, color=c, ls="none", label=name) for name, (m, c) in MARKS.items()]
+    diamond = plt.Line2D([], [], marker="D", color="k", mfc="none", ls="none", ms=5, label="the paper")
+    figure.legend(handles=[*handles, diamond], loc="outside upper right", ncols=4)
+    return figure
+
+
+def _draw(axis, part: pd.DataFrame, label: str) -> None:
+    for y, row in enumerate(part.itertuples()):
+        axis.plot(row.null, y, marker="|", color="k", ms=8)
+        if row.verdict in MARKS:
+            marker, colour = MARKS[row.verdict]
+            axis.plot([row.low, row.high], [y, y], color=colour, lw=2)
+            axis.plot(row.effect, y, marker=marker, color=colour, ms=6)
+        else:
+            axis.annotate(row.verdict, (1, y), xycoords=("axes fraction", "data"), ha="right", va="center", size=7)
+        axis.plot(row.paper_effect, y, marker="D", color="k", mfc="none", ms=5, ls="none")
+    axis.axvline(0, color="k", lw=0.6)
+    axis.set(yticks=range(len(part)), yticklabels=part["label"], xlabel=label, ylim=(-0.6, len(part) - 0.4))
+    axis.tick_params(axis="y", labelsize=8)
+    axis.grid(False, axis="y")
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """What the forest plot says to those who do not see it."""
+    said = "; ".join(
+        f"{verdict}: {', '.join(part['claim'])}" for verdict, part in table.groupby("verdict", sort=True)
+    )
+    return f"Forest plot of {len(table)} claims, our effect and 95 % interval beside the paper's effect. {said}."
+
+
+def show(table: pd.DataFrame, caption: str, digits: int = 1) -> None:
+    """`figures.table`, with chapters' names linked to their results; an empty table is a line that says so."""
+    if table.empty:
+        print(f"{caption}: none yet.")
+        return
+    text = table.map(lambda v: f"{v:.{digits}f}".replace("-", "−") if isinstance(v, float) else v)
+    shown = figures.Table(text.where(table.notna(), figures.DASH), caption)
+    html = re.sub(r"<td>(\d\d_\w+)</td>", r'<td><a href="\1.html#the-result">\1</a></td>', shown._repr_html_())
+    display({"text/html": html, "text/plain": repr(shown)}, raw=True)
+
+
+def gaps(data: pd.DataFrame, book: dict | None = None) -> pd.DataFrame:
+    """How far the layer-dropped KD student stays behind its teacher, in the paper and here, in points of the paper's
+    metric on dev; one row a task that has runs."""
+    rows = []
+    for task, metric in (("mrpc", "f1"), ("sst2", "accuracy"), ("stsb", "spearman")):
+        paper = [published.cell(f"stark-main-dropped/{row}/{task} {metric}", book) for row in ("BERT-base", "KD4")]
+        here = data[(data["task"] == task) & data.get(f"dev_{metric}", pd.Series(index=data.index)).notna()]
+        teacher = select(here, {"chapter": "01_pilot", "method": "finetune"})
+        student = select(here, {"chapter": "02_stark", "method": "KD", "args": {"student": "dropped"}})
+        if teacher.empty or student.empty:
+            continue
+        teacher = teacher[teacher["layers"] == teacher["layers"].max()]
+        ours = [found[f"dev_{metric}"].mean() * 100 for found in (teacher, student)]
+        names = ["teacher", "student", "gap", "our teacher", "our student", "our gap"]
+        values = [*paper, paper[0] - paper[1], *ours, ours[0] - ours[1]]
+        rows.append({"task": f"{task} ({metric})"} | dict(zip(names, values, strict=True)) | {"n": len(student)})
+    return pd.DataFrame(rows)
+
+
+def missing(profile: str) -> pd.DataFrame:
+    """What the chapters plan at `profile` and the store lacks: chapter, task, planned, missing and the command."""
+    rows = []
+    for chapter in experiments.written():
+        for task in profiles.task_names(profile):
+            specs = experiments.plan(chapter, profile, task)
+            _, lacking = look_up(specs)
+            if lacking:
+                fixed = {"chapter": chapter, "task": task, "planned": len(set(specs)), "missing": len(lacking)}
+                rows.append(fixed | {"command": command_for(lacking)})
+    return pd.DataFrame(rows, columns=["chapter", "task", "planned", "missing", "command"])
