@@ -154,8 +154,8 @@ def attention(query, key, value, mask, scale: float, p: float) -> torch.Tensor:
     """
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=p, scale=scale)
-    weights = torch.matmul(query * scale, key.transpose(-1, -2))
-    weights = torch.softmax(weights if mask is None else weights + mask, -1)
+    weights = torch.matmul(query * scale, key.transpose(-1, -2)).float()  # a bf16 softmax takes twice as long
+    weights = torch.softmax(weights if mask is None else weights + mask, -1).to(value.dtype)
     return torch.matmul(dropout(weights, p) if p else weights, value)
 
 
@@ -190,7 +190,7 @@ def forward(model, batch: dict, states: bool = False, tokens: bool = False):
     token's, [b, layers + 1, t, d]. Neither: None.
     """
     x = model.bert.embeddings(input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"])
-    mask = padding_mask(batch["attention_mask"], x.dtype)
+    mask = padding_mask(batch["attention_mask"], x.dtype if x.is_cuda else torch.float32)
     layers = model.bert.encoder.layer
     seen = [x]
     for i, layer in enumerate(layers):

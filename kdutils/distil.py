@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +66,7 @@ class Outcome:
 
 
 def train(model, data: Encoded, objective: Objective, settings: Settings, *, seed: int, epochs: float | None = None,
-          lr: float | None = None, evaluate: Callable[[nn.Module], dict] | None = None, patience: int | None = None,
+          lr: float | None = None, evaluate: Callable[[nn.Module, bool], dict] | None = None, patience: int | None = None,
           after_step: Callable[[int, nn.Module], None] | None = None, drop_last: bool = False,
           max_steps: int | None = None, progress: bool = False, device: str | torch.device | None = None) -> Outcome:
     """Train `model` in place.
@@ -72,13 +74,14 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     AdamW (fused; no decay on biases and LayerNorms) with linear warm-up over `settings.warmup` of the steps and linear
     decay to zero, gradients clipped to the global norm `settings.clip`. In bf16 a half-precision copy computes and
     float32 master weights are updated. `seed` fixes data order and dropout: a run is repeatable bit for bit on one
-    machine. `evaluate(model) -> {"dev": {...}, ...}` is called after each epoch where given; its first dev metric
+    machine. `evaluate(model, last) -> {"dev": {...}, ...}` is called after each epoch where given; its first dev metric
     decides `Outcome.best`, and training stops after `patience` epochs without a better one, where given. After every
     step `after_step(step, model)` is called. Under `accelerate launch` each process takes its share of every batch.
     """
     from accelerate import PartialState
     from transformers import get_linear_schedule_with_warmup
 
+    keep_memory()
     epochs, lr = epochs or settings.epochs, lr or settings.lr
     state = PartialState() if torch.distributed.is_available() and torch.distributed.is_initialized() else None
     device = torch.device(device) if device else best_device()
@@ -120,12 +123,12 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
                 after_step(step, worker)
         outcome.losses = {k: float(v) / max(seen, 1) for k, v in sums.items()}
         if evaluate and step < total:
-            stale = 0 if _judge(outcome, evaluate(worker), len(outcome.epochs) + 1) else stale + 1
+            stale = 0 if _judge(outcome, evaluate(worker, False), len(outcome.epochs) + 1) else stale + 1
             worker.train()
             if patience and stale >= patience:
                 break
     if evaluate:
-        _judge(outcome, evaluate(worker), len(outcome.epochs) + 1)
+        _judge(outcome, evaluate(worker, True), len(outcome.epochs) + 1)
     if not all(torch.isfinite(torch.stack(log)).tolist()):
         raise FloatingPointError("loss: got a value that is not finite; allowed: a finite one (lower lr, or precision fp32)")
     bar.close()
@@ -137,9 +140,16 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
 
 
 def _update(model, pairs, optimiser, clip: float, state) -> None:
-    if pairs:
-        for master, worker in pairs:
-            master.grad = None if worker.grad is None else worker.grad.to(master.dtype)
+    """Gradients to the masters, summed over processes and clipped; one optimiser step; weights back to the worker."""
+    live = [(m, w) for m, w in pairs if w.grad is not None]
+    for master, worker in pairs:
+        if worker.grad is None:
+            master.grad = None
+        elif master.grad is None:
+            master.grad = torch.empty_like(master)
+    if live:
+        torch._foreach_copy_([m.grad for m, _ in live], [w.grad for _, w in live])
+        for _, worker in live:
             worker.grad = None
     if state is not None and state.num_processes > 1:
         from accelerate.utils import reduce
@@ -149,10 +159,11 @@ def _update(model, pairs, optimiser, clip: float, state) -> None:
                 p.grad = reduce(p.grad, "mean")
     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimiser.step()
-    optimiser.zero_grad()
     if pairs:
         with torch.no_grad():
             torch._foreach_copy_([w for _, w in pairs], [m for m, _ in pairs])
+    else:
+        optimiser.zero_grad()
 
 
 def _judge(outcome: Outcome, metrics: dict, epoch: int) -> bool:
@@ -180,6 +191,18 @@ def _decay_groups(model, decay: float) -> list[dict]:
             {"params": spared, "weight_decay": 0.0}]
 
 
+@functools.cache
+def keep_memory() -> None:
+    """Ask glibc to keep freed blocks: it hands large ones back to the system at once, and a CPU step then spends a
+    tenth to a third of its time on page faults. Other allocators and systems are left alone."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        mallopt(option, value)
+
+
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -200,13 +223,15 @@ def compute_dtype(precision: str, device) -> torch.dtype:
 
 
 def evaluator(task: tasks.Task, sets: dict[str, Encoded], teacher: dict[str, Signals] | None = None) -> Callable:
-    """A function model -> {set: metrics}: `tasks.score`'s and, with the teacher's signals, the agreement with it (the
-    share of equal predictions; for a regression the Spearman correlation)."""
+    """A function (model, last) -> {set: metrics}: `tasks.score`'s and, with the teacher's signals, the agreement with
+    it (the share of equal predictions; for a regression the Spearman correlation). The test set waits for the last."""
     from .teacher import ask
 
-    def evaluate(model) -> dict[str, dict]:
+    def evaluate(model, last: bool = True) -> dict[str, dict]:
         made = {}
         for name, rows in sets.items():
+            if name == "test" and not last:
+                continue
             logits = ask(model, rows, precision="fp32" if model.classifier.weight.dtype == torch.float32 else "bf16").logits
             made[name] = _ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
             if teacher:

@@ -26,7 +26,7 @@ class Settings:
     teacher_lr: float = 5e-5
     teacher_epochs: int = 3
     lr: float = 1e-4  # students
-    epochs: int = 4
+    epochs: int = 3
     layers: tuple[int, ...] = (1, 3, 6)  # teacher layers, counted from 1, that a layer-dropped student keeps
     keep: float = 0.3  # share of heads and of neurons that a parameter-pruned student keeps
     tau: float = 2.0  # temperature of STARK's distillation loss

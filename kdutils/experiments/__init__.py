@@ -13,6 +13,7 @@ from types import ModuleType
 from kdutils.records import Spec
 
 CHAPTERS = {
+    "00_choices": "choices",
     "01_pilot": "pilot",
     "02_stark": "stark",
     "03_stark_auto": "stark_auto",

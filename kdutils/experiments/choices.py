@@ -1,0 +1,48 @@
+"""Which teacher layers a student keeps and at which rate it learns: chosen once per task on held-out rows of train.
+
+First the layers at the default rate, then the rate with the layers that won. `profiles.PROFILES` holds what was chosen.
+"""
+
+from __future__ import annotations
+
+from kdutils import profiles
+from kdutils.experiments import common
+from kdutils.records import Spec, Store
+
+SEED = 100  # no comparison of the book uses it
+LAYERS = ((1, 3, 6), (2, 4, 6), (1, 2, 3))
+RATES = (5e-5, 1e-4, 2e-4)
+
+
+def plan(profile: str, task: str) -> list[Spec]:
+    if profile not in ("smoke", "mini"):
+        return []
+    layers = LAYERS if profile == "mini" else ((1, 4), (1, 2))
+    default = profiles.Settings().lr
+    first = [_spec(profile, task, kept, default) for kept in layers]
+    best = chosen(first)
+    return first + [_spec(profile, task, tuple(best["layers"]), rate) for rate in RATES if best and rate != default]
+
+
+def chosen(specs: list[Spec], store: Store | None = None) -> dict:
+    """The settings of the run with the best held-out verdict metric; empty while any of them is missing."""
+    from kdutils import tasks
+
+    store = store or Store()
+    records = [store.get(s) for s in specs]
+    if not specs or not all(records):
+        return {}
+    metric = tasks.get(specs[0].task).verdict_metric
+    return max(records, key=lambda r: r["metrics"]["held"][metric])["spec"]["settings"]
+
+
+def _spec(profile: str, task: str, layers: tuple[int, ...], lr: float) -> Spec:
+    return common.make("00_choices", profile, task, "KD", SEED, layers=layers, lr=lr)
+
+
+def run(spec: Spec) -> dict:
+    from kdutils import bert, distil
+
+    made = common.bench(spec)
+    student = bert.keep_layers(made.teacher, made.settings.layers)
+    return common.distil_student(made, student, distil.stark_kd(made.signals["train"], made.settings.tau), spec.seed)
