@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from kdutils import profiles, tasks
 from kdutils.records import Spec, Store
@@ -55,26 +56,32 @@ def pretrained(settings: profiles.Settings, data, seed: int):
     return bert.trim(bert.load(settings.model, data.task.outputs, seed), data.vocabulary)
 
 
-@functools.lru_cache(maxsize=4)
-def _bench(profile: str, task: str, settings: profiles.Settings, states: bool) -> Bench:
-    from kdutils import bert, data, distil, teacher
+def weights(spec: Spec) -> Path:
+    """The file that `run(spec)` leaves at `Store().model_path(spec)` for the runs that build on it, made where it is
+    not there: with the run, or again where only its record is (weights are never published)."""
     from kdutils.experiments import run
     from kdutils.records import run_once
 
     store = Store()
-    spec = teacher_spec(profile, task, settings)
     path = store.model_path(spec)
+    if not path.exists() and store.get(spec) is None:
+        run_once(spec, run, store, wait=True)
     if not path.exists():
-        if store.get(spec) is None:
-            run_once(spec, run, store, wait=True)
-        if not path.exists():  # the record is published but its weights were never in git: train them again
-            with store.lease(spec, wait=True):
-                if not path.exists():
-                    run(spec)
+        with store.lease(spec, wait=True):
+            if not path.exists():
+                run(spec)
+    return path
+
+
+@functools.lru_cache(maxsize=4)
+def _bench(profile: str, task: str, settings: profiles.Settings, states: bool) -> Bench:
+    from kdutils import bert, data, distil, teacher
+
+    path = weights(teacher_spec(profile, task, settings))
     made = bert.restore(path).to(distil.best_device())
     loaded = data.load(task, _data_settings(settings))
     splits = {"train": loaded.train} | loaded.evaluation
-    asked = {k: teacher.signals(made, v, states=states, cache=store.runs / "cache") for k, v in splits.items()}
+    asked = {k: teacher.signals(made, v, states=states, cache=Store().runs / "cache") for k, v in splits.items()}
     return Bench(settings, loaded, made, {k: s.to(distil.best_device()) for k, s in asked.items()}, str(distil.best_device()))
 
 
