@@ -1,0 +1,157 @@
+"""Chapter 05, KSM's preliminary study: which knowledge helps, and does it matter when?"""
+
+from __future__ import annotations
+
+import math
+
+from kdutils import profiles, tasks
+from kdutils.experiments import common
+from kdutils.records import Spec, Store, look_up
+
+CHAPTER = "05_knowledge_probes"
+FIXED = ("FinK", "ResK", "FeaK", "RelK", "FinK&ResK", "FinK&ResK&FeaK", "FinK&ResK&FeaK&RelK")  # Table 1's rows
+ALL = FIXED[-1]
+SMALL = ("smoke", "demo")  # profiles that only show every kind of run once or twice
+REPEATS = 200  # of each random policy, as in the paper; a chapter shows the first of them
+ROUND = 10  # repeats of a policy before the next one's, so that any prefix of a plan compares them fairly
+EARLY = 50  # repeats that come before the other depth's runs
+REPLAYED = 3  # sequences from the top, and from the middle, that are trained on again
+REPLAYED_FROM = 20  # Random-All's first runs, from which they are taken
+REPLAYS = 3  # fresh seeds for each of them
+REPLAY_SEED = 1000  # the first of those seeds
+TRIALS = ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 0.3, 0.3), (1.0, 1.0, 1.0, 0.1), (1.0, 1.0, 0.1, 0.1))
+TRIAL_SEEDS = (900, 901)
+# The weights of the four types, in the order of knowledge.TYPES, by profile and task: the trial with the best held-out
+# score, which tests/test_knowledge.py compares with the runs. All 1 where nothing was tried.
+WEIGHTS: dict[tuple[str, str], tuple[float, ...]] = {}
+# As the paper trains (appendix B): the bottom six pre-trained layers, batches of 32, five epochs.
+PAPER = {"layers": (1, 2, 3, 4, 5, 6), "batch_size": 32, "lr": 3e-5, "epochs": 5,
+         "teacher_lr": 5e-5, "teacher_epochs": 5}
+
+
+def make(chapter: str, profile: str, task: str, method: str, seed: int, layers: int = 0, **args) -> Spec:
+    """A spec of chapters 05 and 06, with the task's weights; `layers` asks for another student depth, which is then
+    part of the method's name ("fixed-2L")."""
+    changes = PAPER if profile == "paper" else {}
+    if layers:
+        depth = profiles.settings(profile, task).depth
+        changes = changes | {"layers": positions(layers, depth, bottom=profile == "paper")}
+        method, args = f"{method}-{layers}L", {"layers": layers} | args
+    if (profile, task) in WEIGHTS:
+        args = {"weights": WEIGHTS[profile, task]} | args
+    return common.make(chapter, profile, task, method, seed, args, **changes)
+
+
+def base(spec: Spec) -> str:
+    """A run's method without the student depth in its name."""
+    return spec.method.removesuffix(f"-{spec.args.get('layers')}L")
+
+
+def positions(layers: int, depth: int, bottom: bool = False) -> tuple[int, ...]:
+    """Teacher layers, from 1, that a student of `layers` layers starts from: evenly spread from the first to the last,
+    or the bottom ones, which is the paper's choice and serves a six-layer teacher's students badly."""
+    if not 2 <= layers <= depth:
+        raise ValueError(f"layers: got {layers}; allowed: 2..{depth}")
+    return tuple(range(1, layers + 1)) if bottom else tuple(1 + i * (depth - 1) // (layers - 1) for i in range(layers))
+
+
+def other_depth(profile: str, task: str) -> int:
+    """The second student depth of the tables: the paper's three layers; elsewhere one layer fewer than the first, or
+    one more where a two-layer student does not beat the majority class."""
+    if profile == "paper":
+        return 3
+    first = len(profiles.settings(profile, task).layers)
+    return first - 1 if task in ("sst2", "rotten") else first + 1
+
+
+def plan(profile: str, task: str) -> list[Spec]:
+    if tasks.get(task).regression:
+        return []
+
+    def specs(method, seeds, **args):
+        return [make(CHAPTER, profile, task, method, seed, **args) for seed in seeds]
+
+    small = profile in SMALL
+    seeds = range(1 if small else profiles.profile(profile).seeds)
+    trials = [_trial(profile, task, weights, seed) for weights in TRIALS[: 2 if small else None]
+              for seed in TRIAL_SEEDS[: 1 if small else None]]
+    fixed = [spec for s in seeds for names in FIXED for spec in specs("fixed", [s], knowledge=names)]
+    head = [spec for s in seeds for names in ("FeaK", "RelK") for spec in specs("teacher-head", [s], knowledge=names)]
+    other = [spec for s in seeds for names in FIXED[-1 if small else 0 :]
+             for spec in specs("fixed", [s], knowledge=names, layers=other_depth(profile, task))]
+    rounds = []
+    repeats = 3 if small else REPEATS
+    for first in range(0, repeats, ROUND):
+        some = range(first, min(first + ROUND, repeats))
+        rounds += [spec for r in some for spec in specs("Random-All", [r], draw=r)]
+        rounds += specs("fixed-seed", [len(seeds) + r for r in some])  # the null goes on where the fixed runs end
+        rounds += [spec for r in some for spec in specs("Random-One", [r], draw=r)]
+    return [*trials, *fixed, *rounds[: 3 * EARLY], *replays(profile, task), *head, *other, *rounds[3 * EARLY :]]
+
+
+def _trial(profile: str, task: str, weights: tuple[float, ...], seed: int) -> Spec:
+    changes = PAPER if profile == "paper" else {}
+    return common.make(CHAPTER, profile, task, "tuning", seed, {"weights": weights}, **changes)
+
+
+def replays(profile: str, task: str) -> list[Spec]:
+    """The best and the middle sequences of the first Random-All runs (by the paper's score, the best epoch on dev), to
+    be trained on again with fresh seeds; none until those runs are all there."""
+    small = profile in SMALL
+    first = [make(CHAPTER, profile, task, "Random-All", r, draw=r) for r in range(3 if small else REPLAYED_FROM)]
+    records, missing = look_up(first, Store())
+    if missing:
+        return []
+    ranked = sorted(records, key=lambda record: -next(iter(record["best"]["dev"].values())))
+    draws = [record["spec"]["args"]["draw"] for record in ranked]
+    count = 1 if small else REPLAYED
+    start = (len(draws) - count) // 2
+    groups = {"best": draws[:count], "middle": draws[start : start + count]}
+    return [make(CHAPTER, profile, task, "replay", REPLAY_SEED + i, draw=draw, was=was)
+            for i in range(1 if small else REPLAYS) for was, some in groups.items() for draw in some]
+
+
+def run(spec: Spec) -> dict:
+    from kdutils import knowledge
+
+    method, args = base(spec), spec.args
+    made = common.bench(spec, states=True)
+    epoch = math.ceil(len(made.data.train) / made.settings.batch_size)
+    policies = {
+        "tuning": lambda: knowledge.constant(knowledge.selection(ALL)),
+        "fixed": lambda: knowledge.constant(knowledge.selection(args["knowledge"])),
+        "teacher-head": lambda: knowledge.constant(knowledge.selection(args["knowledge"])),
+        "fixed-seed": lambda: knowledge.constant(knowledge.selection(ALL)),
+        "Random-All": lambda: knowledge.Draws(args["draw"]),
+        "replay": lambda: knowledge.Draws(args["draw"]),
+        "Random-One": lambda: knowledge.Draws(args["draw"], until=epoch),
+    }
+    if method not in policies:
+        raise ValueError(f"method: got {spec.method!r}; allowed: {', '.join(policies)}")
+    learner = student(spec, made)
+    if method == "teacher-head":
+        learner.bert.pooler.load_state_dict(made.teacher.bert.pooler.state_dict())
+        learner.classifier.load_state_dict(made.teacher.classifier.state_dict())
+    selective = objective(spec, made, policies[method]())
+    outcome = common.distil_student(made, learner, selective, spec.seed)
+    outcome["extra"] |= selective.report()
+    return outcome
+
+
+def student(spec: Spec, made: common.Bench):
+    """The pre-trained layers that the settings name, with a head drawn from the run's seed. A tiny model has no
+    pre-training: its students start from the teacher's layers."""
+    from kdutils import bert
+
+    if made.settings.model == "tiny":
+        return bert.fresh_head(bert.keep_layers(made.teacher, made.settings.layers), spec.seed)
+    return bert.keep_layers(common.pretrained(made.settings, made.data, spec.seed), made.settings.layers)
+
+
+def objective(spec: Spec, made: common.Bench, select):
+    """The four types of knowledge, weighed by the run's weights and chosen by `select`."""
+    from kdutils import knowledge
+
+    assigned = knowledge.assignment(len(made.settings.layers), made.settings.depth)
+    return knowledge.Selective(made.signals["train"], assigned, select, made.settings.tau,
+                               spec.args.get("weights", (1.0, 1.0, 1.0, 1.0)))

@@ -1,0 +1,181 @@
+"""KSM's four knowledge types as losses, and the policies that choose among them at every training step.
+
+The paper's appendix A (eqs. 14 to 18) sums over the batch. Here every type is a mean over the batch, and over layers or
+pairs of layers; `literal=True` gives the paper's form. Their magnitudes differ by up to seven orders (RelK divides by
+the fourth power of the width), so `Selective` divides each by its mean over the first steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+
+from . import losses
+from .teacher import Signals
+
+TYPES = ("FinK", "ResK", "FeaK", "RelK")  # the order of an action's four entries
+CHOICES = tuple(c for c in product((0.0, 1.0), repeat=4) if any(c))  # the 15 hard selections of at least one type
+FIRST = 100  # steps whose mean a type's loss is divided by
+
+
+def assignment(student: int, teacher: int) -> tuple[int, ...]:
+    """I(i) for i = 1..`student`: teacher layer `teacher` i / `student`, halves rounded up; the last maps to the last.
+
+    ValueError for a student of fewer than two layers (RelK needs two that follow each other) or more than the teacher.
+    """
+    if not 2 <= student <= teacher:
+        raise ValueError(f"student layers: got {student}; allowed: 2..{teacher}")
+    return tuple(math.floor(teacher * i / student + 0.5) for i in range(1, student + 1))
+
+
+def fink(logits: torch.Tensor, labels: torch.Tensor, literal: bool = False) -> torch.Tensor:
+    """Finetune knowledge: cross-entropy, a mean over the batch; a regression: mean-squared error.
+
+    Literal (eq. 18): summed over the batch's correctly predicted rows only, because its indicator calls the gold label
+    a prediction; there a row that the student gets wrong teaches nothing.
+    """
+    if not literal:
+        return losses.hard(logits, labels)
+    right = logits.argmax(-1) == labels
+    return (F.cross_entropy(logits, labels, reduction="none") * right).sum()
+
+
+def resk(student: torch.Tensor, teacher: torch.Tensor, tau: float, literal: bool = False) -> torch.Tensor:
+    """Response knowledge from logits [b, c]: tau^2 KL(teacher || student) at temperature tau, a mean over the batch; a
+    regression [b, 1]: mean-squared error.
+
+    Literal (eq. 14): KL(student || teacher), summed over the batch, without tau^2.
+    """
+    if student.shape[1] == 1:
+        return F.mse_loss(student, teacher)
+    if literal:
+        return len(student) * losses.kl(teacher, student, tau)
+    return tau**2 * losses.kl(student, teacher, tau)
+
+
+def feak(student: torch.Tensor, teacher: torch.Tensor, assigned: Sequence[int], literal: bool = False) -> torch.Tensor:
+    """Feature knowledge from [CLS] states [b, layers + 1, d]: the (unsquared) distance of unit vectors, student layer i
+    to teacher layer I(i); at most 2. A mean over batch and layers; literal (eq. 15): a sum over both."""
+    apart = F.normalize(student[:, 1:], dim=-1) - F.normalize(teacher[:, list(assigned)], dim=-1)
+    distance = (apart.square().sum(-1) + 1e-12).sqrt()  # the root has no gradient at zero
+    return distance.sum() if literal else distance.mean()
+
+
+def relk(student: torch.Tensor, teacher: torch.Tensor, assigned: Sequence[int], literal: bool = False) -> torch.Tensor:
+    """Relation knowledge from [CLS] states [b, layers + 1, d]: mean-squared error of the FSP matrices
+    G(h1, h2) = h1 h2^T / d of student layers (i, i + 1) and teacher layers (I(i), I(i) + 1), i below the last.
+
+    No matrix is built: |a b^T - c e^T|^2 = |a|^2 |b|^2 + |c|^2 |e|^2 - 2 (a.c)(b.e), and the mean over d x d entries of
+    matrices over d divides by d^4. A mean over batch and pairs; literal (eq. 17): a sum over both.
+    """
+    at = torch.tensor(assigned[:-1], device=student.device)
+    a, b = student[:, 1:-1], student[:, 2:]
+    c, e = teacher[:, at], teacher[:, at + 1]
+    squared = _dot(a, a) * _dot(b, b) + _dot(c, c) * _dot(e, e) - 2 * _dot(a, c) * _dot(b, e)
+    mse = squared / student.shape[-1] ** 4
+    return mse.sum() if literal else mse.mean()
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a * b).sum(-1)
+
+
+def terms(batch: dict, logits: torch.Tensor, states: torch.Tensor, teacher: Signals, assigned: Sequence[int],
+          tau: float, literal: bool = False) -> dict[str, torch.Tensor]:
+    """All four losses of one batch by name, from one pass of the student and the teacher's signals of those rows."""
+    return {"FinK": fink(logits, batch["labels"], literal), "ResK": resk(logits, teacher.logits, tau, literal),
+            "FeaK": feak(states, teacher.states, assigned, literal),
+            "RelK": relk(states, teacher.states, assigned, literal)}
+
+
+class Selective:
+    """An objective for `distil.train`: eq. 4, the four losses weighted by an action chosen at every step.
+
+    `select(step, student, teacher)` gets the step, from 0, and both models' last [CLS] states [b, d], detached; it
+    returns the action: four numbers from 0 to 1. Each loss is divided by its mean over the first `first` steps (a
+    running mean until then; `first=0`: undivided) and multiplied by its `weights`. A type whose action is 0 is left out
+    altogether, and an action of zeros leaves every parameter without a gradient, so that the optimiser skips the step.
+    `actions` and `sizes` (the undivided losses) hold one row a step.
+    """
+
+    states, tokens = True, False
+
+    def __init__(self, teacher: Signals, assigned: Sequence[int], select: Callable, tau: float,
+                 weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), literal: bool = False, first: int = FIRST):
+        if len(weights) != len(TYPES) or min(weights) < 0:
+            raise ValueError(f"weights: got {tuple(weights)}; allowed: four numbers from 0")
+        self.teacher, self.assigned, self.select, self.tau = teacher, tuple(assigned), select, tau
+        self.weights, self.literal, self.first = tuple(weights), literal, first
+        self.actions: list[tuple[float, ...]] = []
+        self.sizes: list[torch.Tensor] = []
+        self._sum = torch.zeros(len(TYPES))
+
+    def __call__(self, batch: dict, logits: torch.Tensor, states: torch.Tensor) -> dict[str, torch.Tensor]:
+        told = self.teacher.at(batch["index"])
+        parts = terms(batch, logits, states, told, self.assigned, self.tau, self.literal)
+        scale = self._scale(torch.stack([v.detach() for v in parts.values()]))
+        chosen = self.select(len(self.actions), states[:, -1].detach(), told.states[:, -1])
+        action = tuple(float(a) for a in chosen)
+        self.actions.append(action)
+        taken = [a * w * v / s for a, w, v, s in zip(action, self.weights, parts.values(), scale, strict=True) if a > 0]
+        loss = torch.stack(taken).sum() if taken else logits.new_zeros((), requires_grad=True)
+        return {"loss": loss, **parts}
+
+    def _scale(self, now: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(now.cpu())
+        if not self.first:
+            return torch.ones_like(now)
+        if len(self.sizes) <= self.first:
+            self._sum = self._sum.to(now) + now
+        return (self._sum / min(len(self.sizes), self.first)).clamp_min(1e-20)
+
+    def report(self) -> dict:
+        """What a record keeps: `chosen`, each type's mean action in each third of training, and `sizes`, the undivided
+        losses' means over the first steps and the last ones."""
+        early, late = (torch.stack(part).mean(0).tolist() for part in (self.sizes[:FIRST], self.sizes[-FIRST:]))
+        sizes = {name: [a, b] for name, a, b in zip(TYPES, early, late, strict=True)}
+        return {"chosen": thirds(self.actions), "sizes": sizes, "skipped": sum(not any(a) for a in self.actions)}
+
+
+def thirds(actions: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    """Each type's mean action in the first, second and last third of the steps."""
+    means = [part.mean(0).tolist() for part in torch.tensor(actions, dtype=torch.float64).tensor_split(3)]
+    return {name: [round(third[m], 4) for third in means] for m, name in enumerate(TYPES)}
+
+
+# ------------------------------------------------------------------------------------------------------------ policies
+
+
+def selection(names: str) -> tuple[float, ...]:
+    """"FinK&ResK" as (1, 1, 0, 0). ValueError for an unknown name or none."""
+    asked = names.split("&")
+    if unknown := [name for name in asked if name not in TYPES]:
+        raise ValueError(f"knowledge: got {'&'.join(unknown) or names!r}; allowed: {', '.join(TYPES)} joined by &")
+    return tuple(float(name in asked) for name in TYPES)
+
+
+def constant(action: Sequence[float]) -> Callable:
+    """The policy that always takes `action`."""
+    taken = tuple(action)
+    return lambda step, student, teacher: taken
+
+
+class Draws:
+    """A random policy: at every step one of the 15 hard selections (`soft`: four uniform numbers from 0 to 1), drawn
+    from `draw` and the step alone, so that the sequence can be replayed whatever a run's seed. From step `until` on,
+    every type is taken (Random-One's `until` is one epoch)."""
+
+    def __init__(self, draw: int, soft: bool = False, until: float = math.inf):
+        self._generator = torch.Generator().manual_seed(draw)
+        self.soft, self.until = soft, until
+
+    def __call__(self, step: int, student=None, teacher=None) -> tuple[float, ...]:
+        if step >= self.until:
+            return (1.0,) * len(TYPES)
+        if self.soft:
+            return tuple(torch.rand(len(TYPES), generator=self._generator).tolist())
+        return CHOICES[int(torch.randint(len(CHOICES), (1,), generator=self._generator))]
