@@ -36,7 +36,8 @@ def share(student, swap: bool = True, top: int | None = None):
     top = len(layers) if top is None else top
     if not 1 <= top <= len(layers):
         raise ValueError(f"top: got {top}; allowed: 1..{len(layers)}")
-    return _restack(made, [*layers, *(_swapped(layer) if swap else layer for layer in layers[-top:])])
+    upper = [_again(layer) for layer in layers[-top:]]
+    return _restack(made, [*layers, *(map(_swapped, upper) if swap else upper)])
 
 
 def exchange(student):
@@ -57,16 +58,17 @@ def _restack(model, layers: list):
     return model
 
 
+def _again(layer):
+    """A second layer in the same parameters. Its modules are its own: `torch.func.functional_call`, by which many
+    students train at once, cannot put back the parameters of a module that stands in two places."""
+    return copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
+
+
 def _swapped(layer):
-    """A layer of the same sub-modules in which query and key have changed places."""
+    """`layer` after its query and key modules, weights and biases, have changed places."""
     block = layer.attention.self
-    return _alias(layer, attention=_alias(layer.attention, self=_alias(block, query=block.key, key=block.query)))
-
-
-def _alias(module: nn.Module, **children: nn.Module) -> nn.Module:
-    made = copy.copy(module)
-    made._modules = dict(module._modules) | children  # a shallow copy would write into the original's own table
-    return made
+    block.query, block.key = block.key, block.query
+    return layer
 
 
 def activation_bytes(model, batch: dict) -> int:
@@ -106,15 +108,17 @@ def ptp_labels(logits: torch.Tensor, labels: torch.Tensor, threshold: float, var
     if labels.is_floating_point():
         raise ValueError(f"labels: got {labels.dtype}, a regression; allowed: classes (int64)")
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"logits: got {tuple(logits.shape)} for labels {tuple(labels.shape)}; allowed: [n, classes] for [n]")
+        shapes = f"{tuple(logits.shape)} for labels {tuple(labels.shape)}"
+        raise ValueError(f"logits: got {shapes}; allowed: (n, classes) for (n,)")
     confidence, guess = logits.softmax(-1).max(-1)
     wrong, unsure = (guess != labels).long(), (confidence <= threshold).long()
     return {"ptp": 2 * wrong + unsure, "ptp-1": wrong, "ptp-2": unsure}[variant]
 
 
-def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int, steps: int | None = None) -> distil.Outcome:
-    """Train `student` in place, before KD, to predict `rows.labels` (0..classes-1) by cross-entropy through a head of its
-    own. That head is thrown away and the student's put back as it was; encoder, embeddings and pooler are carried over.
+def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int,
+             steps: int | None = None) -> distil.Outcome:
+    """Train `student` in place, before KD, to predict `rows.labels` (0..classes-1) by cross-entropy through a new head.
+    That head is thrown away and the student's put back as it was; encoder, embeddings and pooler are carried over.
 
     A tenth of the rows is held out of it: the weights of the epoch with the lowest cross-entropy there are kept, and an
     epoch without a gain ends it, as `EPOCHS` do. With `steps` it takes exactly so many and keeps the last weights.
@@ -125,15 +129,15 @@ def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int
     bert.fresh_head(student, seed, classes)
     best = {"loss": float("inf"), "weights": None}
 
-    def judge(worker) -> dict:
+    def judge(worker, last: bool = True) -> dict:
         precision = "fp32" if worker.classifier.weight.dtype == torch.float32 else "bf16"
         loss = float(losses.hard(ask(worker, held, precision=precision).logits, held.labels))
         if loss < best["loss"]:
             best.update(loss=loss, weights={k: v.detach().clone() for k, v in student.named_parameters()})
         return {"dev": {"gain": -loss}}
 
-    outcome = distil.train(student, rows.take(used), distil.fine_tuning(), settings, seed=seed, epochs=EPOCHS, max_steps=steps,
-                           evaluate=None if steps else judge, patience=PATIENCE)
+    outcome = distil.train(student, rows.take(used), distil.fine_tuning(), settings, seed=seed, epochs=EPOCHS,
+                           max_steps=steps, evaluate=None if steps else judge, patience=PATIENCE)
     if best["weights"]:
         with torch.no_grad():
             for name, value in student.named_parameters():
