@@ -1,0 +1,345 @@
+"""Pea-KD: sharing and swapping, PTP labels and pre-training, the objective, and the chapter's plan and runs."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from kdutils import bert, data, peakd, profiles
+from kdutils.experiments import peakd as chapter
+from kdutils.records import Store, look_up
+from kdutils.teacher import Signals
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def student():
+    """Three layers of width 8 with two heads, in double precision; weights large enough to matter."""
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=12,
+                        max_position_embeddings=16, num_labels=2, attn_implementation="eager")
+    model = BertForSequenceClassification(config).double().eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    ids = torch.randint(1, 20, (4, 6))
+    return {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids),
+            "labels": torch.tensor([0, 1, 1, 0])}
+
+
+def logits(model, batch):
+    return bert.forward(model, batch)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- SPS
+
+
+@pytest.mark.parametrize(("layers", "top", "effective", "millions"), [
+    (3, None, 6, 21.3), (6, 3, 9, 42.5), (1, None, 2, 7.1),
+])  # fmt: skip
+def test_sharing_adds_no_parameter_at_bert_base_widths(layers, top, effective, millions):
+    with torch.device("meta"):
+        base = BertForSequenceClassification(BertConfig(num_hidden_layers=layers))
+    for model in (base, peakd.share(base, top=top), peakd.share(base, swap=False, top=top)):
+        assert bert.counts(model) == bert.counts(base)
+        assert round(bert.counts(model)["encoder"] / 1e6, 1) == millions
+    assert len(peakd.share(base, top=top).bert.encoder.layer) == effective
+    unshared = bert.counts(peakd.unshare(peakd.share(base, top=top)))
+    assert unshared["encoder"] * layers == bert.counts(base)["encoder"] * effective
+
+
+def test_only_the_top_layers_are_repeated_in_order(student):
+    layers = peakd.share(student, top=2).bert.encoder.layer
+    weights = [id(layer.intermediate.dense.weight) for layer in layers]
+    assert weights[3:] == weights[1:3] and len(set(weights)) == 3
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match=rf"top: got {wrong}; allowed: 1..3"):
+            peakd.share(student, top=wrong)
+
+
+def test_a_shared_layer_gets_the_sum_of_both_uses_gradients(student, batch):
+    shared = peakd.share(student)
+    apart = peakd.unshare(shared)
+    assert torch.equal(logits(shared, batch), logits(apart, batch))
+    for model in (shared, apart):
+        torch.nn.functional.cross_entropy(logits(model, batch), batch["labels"]).backward()
+    other = {"query": "key", "key": "query"}
+    for name, tied in list(shared.bert.encoder.layer)[0].named_parameters():
+        twin = ".".join(other.get(part, part) for part in name.split("."))  # what was query below is key above
+        below, above = (dict(apart.bert.encoder.layer[i].named_parameters()) for i in (0, 3))
+        torch.testing.assert_close(tied.grad, below[name].grad + above[twin].grad)
+        assert above[twin].grad.abs().max() > 0 or name.endswith("key.bias")
+
+
+def test_the_swapped_layer_by_hand(student, batch):
+    """Attention written out from the paper's equations 1 and 2, with W_K as query and W_Q as key."""
+    layer, upper = student.bert.encoder.layer[0], peakd.share(student).bert.encoder.layer[3]
+    x, block = torch.randn(1, 5, 8, dtype=torch.double), layer.attention.self
+    context, scores, swapped = [], [], []
+    for head in (slice(0, 4), slice(4, 8)):
+        q, k, v = (x @ part.weight[head].T + part.bias[head] for part in (block.query, block.key, block.value))
+        scores.append(q @ k.transpose(1, 2) / 2)
+        swapped.append(k @ q.transpose(1, 2) / 2)
+        context.append(swapped[-1].softmax(-1) @ v)
+        assert torch.allclose(swapped[-1], scores[-1].transpose(1, 2))  # the swap transposes each head's scores
+    middle = layer.attention.output(torch.cat(context, -1), x)
+    by_hand = layer.output(layer.intermediate(middle), middle)
+    torch.testing.assert_close(bert.layer_forward(upper, x, None), by_hand)
+    assert not torch.allclose(bert.layer_forward(layer, x, None), by_hand)
+
+
+def test_transformers_own_forward_pass_agrees(student, batch):
+    for model in (peakd.share(student), peakd.share(student, swap=False), peakd.exchange(student)):
+        theirs = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+        torch.testing.assert_close(logits(model, batch), theirs.float())
+
+
+def test_exchanging_twice_is_the_student_again_and_the_original_is_left_alone(student, batch):
+    before = logits(student, batch)
+    once = peakd.exchange(student)
+    assert not torch.equal(logits(once, batch), before)
+    assert torch.equal(logits(peakd.exchange(once), batch), before)
+    peakd.share(student)
+    assert torch.equal(logits(student, batch), before) and len(student.bert.encoder.layer) == 3
+
+
+def same_storage(model):
+    lower, upper = (model.bert.encoder.layer[i] for i in (0, 3))
+    return (lower.attention.self.query.weight is upper.attention.self.key.weight
+            and lower.attention.self.key.bias is upper.attention.self.query.bias
+            and lower.output.dense.weight is upper.output.dense.weight)
+
+
+def test_saving_and_reloading_gives_identical_logits_and_stays_shared(student, batch, tmp_path):
+    shared = peakd.share(student.float())
+    bert.save(shared, tmp_path / "m.safetensors")
+    back = bert.restore(tmp_path / "m.safetensors")
+    assert torch.equal(logits(back, batch), logits(shared, batch))
+    assert bert.counts(back) == bert.counts(shared) and same_storage(back)
+
+
+def test_sharing_survives_optimisation_casting_and_copying(student, batch, tmp_path):
+    bert.save(peakd.share(student.float()), tmp_path / "m.safetensors")
+    for model in (peakd.share(student.float()), bert.restore(tmp_path / "m.safetensors")):
+        optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+        logits(model, batch).sum().backward()
+        optimiser.step()
+        assert same_storage(model) and same_storage(bert.cast(model, torch.bfloat16)) and same_storage(model.double())
+        assert torch.equal(logits(peakd.unshare(model), batch), logits(model, batch))
+
+
+def test_many_shared_students_at_once_compute_what_each_does_alone(student, batch):
+    first = peakd.share(student)
+    second = peakd.share(student)
+    for parameter in second.parameters():
+        parameter.data += 0.1
+    stacked, buffers = torch.func.stack_module_state([first, second])
+    assert len(stacked) == len(list(student.parameters()))
+
+    def both(parameters, buffers):
+        given = {k: v for k, v in batch.items() if k != "labels"}
+        return torch.func.functional_call(first, (parameters, buffers), kwargs=given).logits
+
+    at_once = torch.vmap(both)(stacked, buffers)
+    torch.testing.assert_close(at_once.float(), torch.stack([logits(first, batch), logits(second, batch)]))
+
+
+def test_depth_costs_memory_that_sharing_does_not_save(student, batch):
+    plain, shared = (peakd.activation_bytes(m, batch) for m in (student, peakd.share(student)))
+    apart = peakd.activation_bytes(peakd.unshare(peakd.share(student)), batch)
+    assert 1.5 * plain < shared == apart
+    assert not student.training
+
+
+# ---------------------------------------------------------------------------------------------------------------- PTP
+
+CONFIDENT, UNSURE = [2.0, 0.0], [0.5, 0.0]  # softmax maxima 0.881 and 0.622, for class 0
+
+
+def test_ptp_labels_of_a_table_made_by_hand():
+    told = torch.tensor([CONFIDENT, UNSURE, CONFIDENT, UNSURE, [0.0, 3.0]])
+    truth = torch.tensor([0, 0, 1, 1, 1])
+    assert peakd.ptp_labels(told, truth, 0.7).tolist() == [0, 1, 2, 3, 0]
+    assert peakd.ptp_labels(told, truth, 0.7, "ptp-1").tolist() == [0, 0, 1, 1, 0]
+    assert peakd.ptp_labels(told, truth, 0.7, "ptp-2").tolist() == [0, 1, 0, 1, 0]
+
+
+def test_confidence_at_the_threshold_is_not_confidence():
+    assert peakd.ptp_labels(torch.zeros(2, 2), torch.tensor([0, 1]), 0.5).tolist() == [1, 3]
+    told = torch.tensor([UNSURE, UNSURE], dtype=torch.double)
+    confidence, truth = float(told.softmax(-1).max()), torch.tensor([0, 1])
+    assert peakd.ptp_labels(told, truth, confidence).tolist() == [1, 3]
+    assert peakd.ptp_labels(told, truth, math.nextafter(confidence, 0)).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"threshold": 0.49}, "threshold: got 0.49; allowed: 0.5 to 1"),
+    ({"threshold": 1.01}, "threshold: got 1.01"),
+    ({"threshold": math.nan}, "threshold: got nan"),
+    ({"variant": "ptp-3"}, "variant: got 'ptp-3'; allowed: ptp, ptp-1, ptp-2"),
+    ({"labels": torch.zeros(3, dtype=torch.long)}, r"logits: got \(2, 2\) for labels \(3,\)"),
+    ({"logits": torch.zeros(2, 1)}, r"logits: got \(2, 1\)"),
+    ({"logits": torch.zeros(2)}, r"logits: got \(2,\)"),
+    ({"labels": torch.zeros(2)}, "labels: got torch.float32, a regression; allowed: classes"),
+])  # fmt: skip
+def test_bad_ptp_input_is_one_clear_line(change, message):
+    good = {"logits": torch.zeros(2, 2), "labels": torch.zeros(2, dtype=torch.long), "threshold": 0.9}
+    with pytest.raises(ValueError, match=message):
+        peakd.ptp_labels(**good | change)
+
+
+@pytest.fixture
+def smoke():
+    settings = profiles.settings("smoke", "synthetic", rows=64, batch_size=16, lr=0.02)
+    return settings, data.load("synthetic", settings).train
+
+
+def test_pretraining_keeps_the_best_epoch_and_discards_its_head(smoke, monkeypatch):
+    settings, rows = smoke
+    student = peakd.share(bert.load("tiny", 2, seed=3))
+    head, seen, ask = student.classifier, [], peakd.ask
+    before = student.bert.pooler.dense.weight.detach().clone()
+
+    def watch(worker, held, **options):
+        assert len(held) == 6 and worker.classifier.out_features == 4
+        seen.append({k: v.detach().clone() for k, v in student.named_parameters()})
+        return ask(worker, held, **options)
+
+    monkeypatch.setattr(peakd, "ask", watch)
+    noise = torch.randint(0, 4, (len(rows),), generator=torch.Generator().manual_seed(0))
+    took = peakd.pretrain(student, rows.with_labels(noise), 4, settings, seed=0)
+    gains = [epoch["dev"]["gain"] for epoch in took.epochs]
+    best, ran = gains.index(max(gains)), took.steps / -(-58 // settings.batch_size)
+    assert took.best["epoch"] == best + 1 and ran == min(best + 1 + peakd.PATIENCE, peakd.EPOCHS)
+    assert ran > best + 1, "this case is one where training went on past its best"
+    for name, value in student.bert.named_parameters():
+        assert torch.equal(value, seen[best][f"bert.{name}"])
+    assert student.classifier is head and student.config.num_labels == 2
+    assert not torch.equal(student.bert.pooler.dense.weight, before), "the pooler is carried over too"
+
+
+def test_pretraining_takes_exactly_the_steps_asked_for(smoke):
+    settings, rows = smoke
+    took = peakd.pretrain(bert.load("tiny", 2), rows, 2, settings, seed=0, steps=3)
+    assert took.steps == 3 and took.epochs == []
+
+
+# ---------------------------------------------------------------------------------------------------------- objective
+
+
+@pytest.mark.parametrize(("student", "teacher", "expected"), [
+    (3, 12, [(1, 4), (2, 8)]),  # the released code's "3,7", counted from 0
+    (6, 12, [(1, 2), (2, 4), (3, 6), (4, 8), (5, 10)]),  # its "1,3,5,7,9"
+    (9, 12, [(1, 1), (2, 3), (3, 4), (4, 5), (5, 7), (6, 8), (7, 9), (8, 11)]),
+    (4, 6, [(1, 2), (2, 3), (3, 5)]),
+    (12, 4, [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2), (7, 2), (8, 3), (9, 3), (10, 3), (11, 4)]),
+    (1, 12, []),
+])  # fmt: skip
+def test_layer_pairs(student, teacher, expected):
+    assert peakd.pairs(student, teacher) == expected
+
+
+def test_the_objective_in_hand_worked_numbers():
+    told = torch.tensor([[2 * math.log(3), 0.0]])  # at T = 2: (3/4, 1/4)
+    ours, theirs = torch.tensor([[[2.0, 0.0], [0.0, 5.0]]]), torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
+    terms = peakd.pea(torch.zeros(1, 2), told, torch.tensor([0]), ours, theirs, alpha=0.25, tau=2.0, beta=10.0)
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert math.isclose(terms["task"], math.log(2), rel_tol=1e-6)
+    assert math.isclose(terms["kd"], 4 * kl, rel_tol=1e-6)
+    assert math.isclose(terms["patience"], 0.5, rel_tol=1e-6)  # (1 + 1 + 0 + 0) / 4
+    assert math.isclose(terms["loss"], 0.75 * math.log(2) + 0.25 * 4 * kl + 10 * 0.5, rel_tol=1e-6)
+
+
+def test_a_regression_takes_squared_errors():
+    terms = peakd.pea(torch.tensor([[1.0]]), torch.tensor([[3.0]]), torch.tensor([2.0]), alpha=0.25)
+    assert (terms["task"], terms["kd"], terms["loss"]) == (1.0, 4.0, 0.75 * 1 + 0.25 * 4)
+
+
+def test_the_objective_reads_the_rows_and_layers_it_is_told(student):
+    states = torch.randn(5, 7, 8)
+    teacher = Signals(torch.randn(5, 2), states)
+    batch = {"index": torch.tensor([3, 1]), "labels": torch.tensor([0, 1])}
+    made = peakd.objective(teacher, [(1, 2), (2, 4)], beta=1.0)
+    ours = torch.zeros(2, 4, 8)
+    ours[:, 1], ours[:, 2] = states[[3, 1], 2], states[[3, 1], 4]
+    terms = made(batch, teacher.logits[[3, 1]], 7 * ours)
+    assert made.states and terms["patience"] < 1e-6 and abs(terms["kd"]) < 1e-4
+    for without in (peakd.objective(teacher, []), peakd.objective(teacher, [(1, 2)], beta=0.0)):
+        assert not without.states and "patience" not in without(batch, teacher.logits[[3, 1]], None)
+
+
+# -------------------------------------------------------------------------------------------------- the chapter's runs
+
+
+def test_a_plan_needs_no_torch():
+    code = "import sys, kdutils.experiments as e; assert e.plan('04_peakd', 'mini') and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("profile", "task"), [(p, t) for p in profiles.PROFILES for t in profiles.task_names(p)])
+def test_each_main_row_has_one_run_a_seed(profile, task):
+    specs = chapter.plan(profile, task)
+    assert len({spec.key for spec in specs}) == len(specs)
+    main = [spec for spec in specs if not {"layers", "init"} & set(spec.args)]
+    chosen = profiles.profile(profile)
+    for method in ("PatientKD", "SPS-2", "Pea-KD", "SPS-1"):
+        seeds = [spec.seed for spec in main if spec.method == method]
+        planned = range(chosen.seeds if method == "SPS-1" else chosen.headline_seeds)
+        assert seeds == ([] if (task, method) == ("stsb", "Pea-KD") else list(planned))
+
+
+def test_which_layers_are_kept():
+    settings = profiles.settings("mini", "mrpc")
+    assert [chapter.kept(settings, n) for n in (1, 2, 3)] == [(6,), (3, 6), settings.layers]
+    assert chapter.kept(settings, 2, "bottom") == (1, 2)
+    paper = chapter.one("paper", "mrpc", "PatientKD", 0)
+    assert paper.settings["layers"] == [1, 2, 3] and "init" not in paper.args
+
+
+def test_the_best_trial_is_that_of_the_held_out_rows():
+    trials = [{"spec": spec.__dict__, "metrics": {"held": {"matthews": value, "f1": -value}}}
+              for spec, value in zip(chapter.tuning("mini", "mrpc"), (0.1, 0.3, 0.5, 0.2, 0.5, 0.4), strict=True)]
+    assert chapter.best(trials) == {"alpha": 0.1, "beta": 500.0}
+
+
+def test_runs_report_what_they_cost(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
+
+    def outcome(method, **args):
+        spec = chapter.one("smoke", "synthetic", method, 0, **args)
+        return chapter.run(replace(spec, settings=spec.settings | {"rows": 64, "teacher_epochs": 1}))
+
+    plain = outcome("PatientKD")["extra"]
+    control = outcome("extra-finetune")
+    extra = control["extra"]
+    assert (plain["layers"], plain["effective"], extra["effective"]) == (2, 2, 4)
+    assert 0.4 < plain["majority"]["dev"]["accuracy"] < 0.6 and set(plain["teacher"]) == {"held", "dev", "test"}
+    assert plain["encoder"] == extra["encoder"] and plain["activation_bytes"] < extra["activation_bytes"]
+    pea, = Store().records("04_peakd")  # the control made its twin to learn its number of steps
+    assert pea["spec"]["method"] == "Pea-KD" and extra["ptp_steps"] == pea["extra"]["ptp_steps"] > 0
+    assert (extra["alpha"], extra["beta"]) == (peakd.ALPHA, peakd.BETA)
+    assert sum(pea["extra"]["label_counts"]) == 64 and "agreement" in control["metrics"]["dev"]
+    assert sum(outcome("PTP-crossfit")["extra"]["label_counts"]) == 64
+    with pytest.raises(ValueError, match="method: got 'SPS-3'; allowed: PatientKD"):
+        outcome("SPS-3")
+
+
+@pytest.mark.parametrize("task", chapter.TUNED["mini"])
+def test_runs_used_the_weights_that_were_best_on_held_out_rows(task):
+    trials, missing = look_up(chapter.tuning("mini", task))
+    records, _ = look_up(chapter.plan("mini", task))
+    later = [record for record in records if not record["spec"]["method"].startswith("tune-")]
+    if missing or not later:
+        pytest.skip(f"{len(missing)} trials and all later runs but {len(later)} are not in the store")
+    chosen = chapter.best(trials)
+    assert {(r["extra"]["alpha"], r["extra"]["beta"]) for r in later} == {(chosen["alpha"], chosen["beta"])}
