@@ -17,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
 import yaml
 from tqdm import tqdm
 
-from kdutils.experiments import CHAPTERS
 from kdutils.records import Store, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,19 +120,24 @@ def failure(notebook):
     return None
 
 
-def inputs(name, path, parameters, root=ROOT):
-    """Hash of all that an executed copy depends on: cells, library, versions, claims, parameters and the records seen.
-
-    A chapter sees its own records; one that makes none itself sees everybody's.
-    """
-    store = Store()
-    owners = [name] if name in CHAPTERS else store.chapters()
-    records = [record for owner in owners for record in store.records(owner)]
-    seen = [(r["key"], r["created"]) for r in records if r["spec"]["profile"] == parameters.get("profile")]
+def code_hash(path, parameters, root=ROOT):
+    """Hash of what an executed copy depends on beside records: its cells and parameters, kdutils, versions, claims."""
     files = [root / "constraints.txt", root / "book" / "claims.yml", *sorted((root / "kdutils").rglob("*.py"))]
     code = [file.read_text() for file in files if file.exists()]
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
-    return hashlib.sha256(json.dumps([parameters, seen, cells, code], sort_keys=True).encode()).hexdigest()[:16]
+    return _hash([parameters, cells, code])
+
+
+def records_hash(name, parameters):
+    """Hash of the records that a chapter can show: those of its profile, made by itself or by chapters before it."""
+    store = Store()
+    owners = [owner for owner in store.chapters() if owner <= name]
+    records = [record for owner in owners for record in store.records(owner)]
+    return _hash([(r["key"], r["created"]) for r in records if r["spec"]["profile"] == parameters.get("profile")])
+
+
+def _hash(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def execute(source, target, parameters, timeout):
@@ -188,31 +193,43 @@ def _write(notebook, path):
     write_atomically(path, nbformat.writes(notebook) + "\n")
 
 
-def _is_current(target, stamp):
-    return target.exists() and nbformat.read(target, as_version=4).metadata.get("kdutils", {}).get("inputs") == stamp
+def _stamp(target):
+    """The two hashes that an executed copy carries about itself, or None."""
+    return nbformat.read(target, as_version=4).metadata.get("kdutils") if target.exists() else None
 
 
 def _set_stamp(target, stamp):
     notebook = nbformat.read(target, as_version=4)
-    notebook.metadata["kdutils"] = {"inputs": stamp}
+    notebook.metadata["kdutils"] = stamp
     _write(notebook, target)
 
 
-def run(names, profile, train, out, extra=None, timeout=TIMEOUT):
-    """Run chapters into the folder `out`; returns rows (chapter, state, seconds, why). Raises ValueError before any."""
+def run(names, profile, train, out, extra=None, timeout=TIMEOUT, jobs=1):
+    """Run chapters into the folder `out`, `jobs` at a time; returns rows (chapter, state, seconds, why).
+
+    Raises ValueError before any work. Copies are stamped at the end, when the records that they share are all there.
+    """
     plan = [(name, path, parameters_for(path, profile, train, extra or {})) for name, path in chosen(names).items()]
-    rows, bar = [], tqdm(plan, desc="chapters", unit="chapter", disable=not sys.stderr.isatty())
-    for name, path, parameters in bar:
-        bar.set_postfix_str(name)
-        target, began = Path(out).resolve() / path.name, time.monotonic()
-        if _is_current(target, inputs(name, path, parameters)):
-            rows.append((name, "unchanged", 0.0, ""))
-            continue
-        why = run_chapter(path, target, parameters, timeout)
-        if not why:
-            _set_stamp(target, inputs(name, path, parameters))
-        rows.append((name, "failed" if why else "done", time.monotonic() - began, why or ""))
-    return rows
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    out = Path(out).resolve()
+
+    def one(name, path, parameters):
+        began, target = time.monotonic(), out / path.name
+        stamp = {"code": code_hash(path, parameters), "records": records_hash(name, parameters)}
+        if _stamp(target) == stamp:
+            return stamp, (name, "unchanged", 0.0, "")
+        why = run_chapter(path, target, parameters, timeout, **environment)
+        return stamp, (name, "failed" if why else "done", time.monotonic() - began, why or "")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        work = [pool.submit(one, *item) for item in plan]
+        for _ in tqdm(as_completed(work), "chapters", len(work), unit="chapter", disable=not sys.stderr.isatty()):
+            pass
+    done = [future.result() for future in work]
+    for (name, path, parameters), (stamp, row) in zip(plan, done, strict=True):
+        if row[1] == "done":
+            _set_stamp(out / path.name, stamp | {"records": records_hash(name, parameters)})
+    return [row for _, row in done]
 
 
 def commit(names, timeout=TIMEOUT):
@@ -245,6 +262,7 @@ def _arguments():
             sub.add_argument("--profile", required=True)
             sub.add_argument("--train", action="store_true", help="train what is missing")
             sub.add_argument("--out", required=True, help="folder of the executed copies")
+            sub.add_argument("--jobs", type=int, default=1, help="chapters at a time (%(default)s)")
             sub.add_argument("-p", dest="extra", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     return parser.parse_args()
 
@@ -262,7 +280,7 @@ def main():
         if args.command == "commit":
             return _report(commit(args.chapters, args.timeout))
         extra = {name: typed(value) for name, value in args.extra}
-        return _report(run(args.chapters, args.profile, args.train, args.out, extra, args.timeout))
+        return _report(run(args.chapters, args.profile, args.train, args.out, extra, args.timeout, args.jobs))
     except ValueError as problem:
         print(problem, file=sys.stderr)
         return 2

@@ -4,8 +4,6 @@ import ast
 import os
 import re
 import statistics
-import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -54,7 +52,7 @@ def test_a_failed_chapter_leaves_the_last_good_copy_alone(tmp_path, cell, why):
     target = tmp_path / "out" / "a.ipynb"
     target.parent.mkdir()
     target.write_text("the last good copy")
-    said = chapters.run_chapter(source, target, {}, timeout=3, failed=tmp_path / "failed")
+    said = chapters.run_chapter(source, target, {}, timeout=5, failed=tmp_path / "failed")
     assert why in said
     assert target.read_text() == "the last good copy" and os.listdir(target.parent) == ["a.ipynb"]
     reached = next(cell for cell in read(tmp_path / "failed" / "a.ipynb").cells if cell.source == "print(seed)")
@@ -79,20 +77,29 @@ def test_values_have_the_type_they_spell(text, value):
     assert chapters.typed(text) == value and type(chapters.typed(text)) is type(value)
 
 
-def test_the_hash_follows_code_parameters_and_records(tmp_path, monkeypatch):
+def test_the_hashes_follow_code_parameters_and_records(tmp_path, monkeypatch):
     source = notebook(tmp_path / "a.ipynb", "print(seed)")
-    stamp = chapters.inputs("a", source, {"seed": 1})
-    assert chapters.inputs("a", source, {"seed": 1}) == stamp
-    assert chapters.inputs("a", source, {"seed": 2}) != stamp
-    assert chapters.inputs("a", notebook(tmp_path / "b.ipynb", "print(-seed)"), {"seed": 1}) != stamp
-    record = {"key": "0" * 16, "created": "now", "spec": {"profile": "smoke"}}
-    monkeypatch.setattr(chapters.Store, "chapters", lambda self: ["01_pilot"])
-    monkeypatch.setattr(chapters.Store, "records", lambda self, chapter: [record])
-    assert chapters.inputs("a", source, {"seed": 1}) == stamp  # another profile's record
-    assert chapters.inputs("a", source, {"profile": "smoke"}) != chapters.inputs("a", source, {"profile": "demo"})
-    seen = chapters.inputs("a", source, {"profile": "smoke"})
-    record["created"] = "later"
-    assert chapters.inputs("a", source, {"profile": "smoke"}) != seen
+    stamp = chapters.code_hash(source, {"seed": 1})
+    assert chapters.code_hash(source, {"seed": 1}) == stamp != chapters.code_hash(source, {"seed": 2})
+    assert chapters.code_hash(notebook(tmp_path / "b.ipynb", "print(-seed)"), {"seed": 1}) != stamp
+
+    made = {"01_pilot": [], "02_stark": [], "03_stark_auto": []}
+    monkeypatch.setattr(chapters.Store, "chapters", lambda self: list(made))
+    monkeypatch.setattr(chapters.Store, "records", lambda self, chapter: made[chapter])
+    empty = chapters.records_hash("02_stark", {"profile": "smoke"})
+    steps = [("03_stark_auto", "smoke", False), ("01_pilot", "demo", False), ("01_pilot", "smoke", True)]
+    for owner, profile, shown in steps:
+        made[owner].append({"key": "0" * 16, "created": "now", "spec": {"profile": profile}})
+        assert (chapters.records_hash("02_stark", {"profile": "smoke"}) != empty) == shown
+
+
+def test_an_unchanged_chapter_is_not_run_again(tmp_path, monkeypatch):
+    source = notebook(tmp_path / "a.ipynb", "print(seed)", parameters="profile = 'mini'\nseed = 1")
+    monkeypatch.setattr(chapters, "chapters", lambda root=None: {"a": source})
+    out = tmp_path / "out"
+    states = [chapters.run([], "smoke", True, out, {"seed": seed})[0][1] for seed in (1, 1, 2)]
+    assert states == ["done", "unchanged", "done"]
+    assert "print(2)" not in source.read_text() and read(out / "a.ipynb").cells[-1].outputs[0].text == "2\n"
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -122,10 +129,14 @@ def test_prose_outweighs_code(name):
     assert words >= 7 * sum(code)
 
 
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """{chapter: (state, seconds, why)} of all chapters, trained at profile smoke, one a core."""
+    rows = chapters.run([], "smoke", True, tmp_path_factory.mktemp("smoke"), timeout=300, jobs=os.cpu_count() or 1)
+    return {name: rest for name, *rest in rows}
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_chapter_trains_at_smoke(name, tmp_path):
-    command = [sys.executable, "-m", "kdutils.chapters", "run", name, "--profile", "smoke", "--train",
-               "--out", str(tmp_path), "--timeout", "300"]  # fmt: skip
-    for state in ("done", "unchanged"):
-        ran = subprocess.run(command, capture_output=True, text=True, cwd=chapters.ROOT)
-        assert ran.returncode == 0 and state in ran.stdout, ran.stdout + ran.stderr[-2000:]
+def test_chapter_trains_at_smoke(name, smoke):
+    state, _, why = smoke[name]
+    assert state == "done", why
