@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -78,13 +79,13 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     decides `Outcome.best`, and training stops after `patience` epochs without a better one, where given. After every
     step `after_step(step, model)` is called. Under `accelerate launch` each process takes its share of every batch.
     """
-    from accelerate import PartialState
     from transformers import get_linear_schedule_with_warmup
 
     keep_memory()
     epochs, lr = epochs or settings.epochs, lr or settings.lr
-    state = PartialState() if torch.distributed.is_available() and torch.distributed.is_initialized() else None
     device = torch.device(device) if device else best_device()
+    if state := _processes(device):
+        device = state.device
     model.to(device)
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
@@ -107,17 +108,18 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
                 break
             if drop_last and len(rows) < settings.batch_size:
                 continue
-            share = rows if state is None else rows[state.process_index :: state.num_processes]
+            share, weight = _share(rows, state)
             batch = data.batch(share, device)
             terms = objective(batch, *bert.forward(worker, batch, objective.states, objective.tokens))
-            terms["loss"].backward()
+            (terms["loss"] * weight).backward()
             _update(model, pairs, optimiser, settings.clip, state)
             schedule.step()
             step += 1
             seen += 1
+            terms = _over_processes(terms, weight, state)
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()
-            log.append(terms["loss"].detach())
+                sums[name] = sums.get(name, 0.0) + value
+            log.append(terms["loss"])
             bar.update()
             if after_step:
                 after_step(step, worker)
@@ -151,7 +153,7 @@ def _update(model, pairs, optimiser, clip: float, state) -> None:
         torch._foreach_copy_([m.grad for m, _ in live], [w.grad for _, w in live])
         for _, worker in live:
             worker.grad = None
-    if state is not None and state.num_processes > 1:
+    if state:
         from accelerate.utils import reduce
 
         for p in model.parameters():
@@ -164,6 +166,34 @@ def _update(model, pairs, optimiser, clip: float, state) -> None:
             torch._foreach_copy_([w for _, w in pairs], [m for m, _ in pairs])
     else:
         optimiser.zero_grad()
+
+
+def _processes(device: torch.device):
+    """accelerate's state where `accelerate launch` (or torchrun) started several processes for one run, else None."""
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        return None
+    from accelerate import PartialState
+
+    return PartialState(cpu=device.type == "cpu")
+
+
+def _share(rows: torch.Tensor, state) -> tuple[torch.Tensor, float]:
+    """This process's rows of a batch, and what its mean loss is multiplied by so that the processes' mean is the
+    batch's. Where there are fewer rows than processes, each takes them all."""
+    if not state or len(rows) < state.num_processes:
+        return rows, 1.0
+    share = rows[state.process_index :: state.num_processes]
+    return share, len(share) * state.num_processes / len(rows)
+
+
+def _over_processes(terms: dict, weight: float, state) -> dict[str, torch.Tensor]:
+    """Every term without its graph, as a mean over the whole batch."""
+    if not state:
+        return {name: value.detach() for name, value in terms.items()}
+    from accelerate.utils import reduce
+
+    values = reduce(torch.stack([value.detach().float() for value in terms.values()]) * weight, "mean")
+    return dict(zip(terms, values, strict=True))
 
 
 def _judge(outcome: Outcome, metrics: dict, epoch: int) -> bool:
