@@ -84,6 +84,14 @@ def test_no_stored_error(name):
         assert not [output for output in cell.get("outputs", []) if output.output_type == "error"]
 
 
+def test_the_notation_page_names_what_the_code_names():
+    code = " ".join(path.read_text() for path in (ROOT / "kdutils").rglob("*.py"))
+    column = re.findall(r"^\| [^|]+ \| (`[^|]+) \|", (ROOT / "book" / "notation.md").read_text(), re.MULTILINE)
+    quoted = " ".join(name for cell in column for name in re.findall("`(.+?)`", cell))
+    names = set(re.findall(r"\b[a-z]\w*", quoted))
+    assert len(names) > 20 and not [name for name in names if not re.search(rf"\b\w*{name}\b", code)]
+
+
 def test_the_repository_has_one_address():
     url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
     files = [ROOT / "CITATION.cff", ROOT / "README.md", *(ROOT / "book").glob("*.md")]
