@@ -25,12 +25,12 @@ def detectable(se: float, df: float, power: float = POWER, level: float = LEVEL)
 
 
 def t_estimate(effect: float, se: float, df: float, n: int, null: float = 0.0, sd: float = np.nan) -> Estimate:
-    """Interval, p-value against `null` and smallest detectable effect of a t-distributed estimate."""
-    if n < 2:
-        return EMPTY | {"effect": effect, "n": n}
+    """Interval, p-value against `null` and smallest detectable effect of a t-distributed estimate; only the effect
+    where one value or no spread gives no interval."""
+    if n < 2 or se < 1e-12:
+        return EMPTY | {"effect": float(effect), "n": n}
     half = stats.t.ppf((1 + LEVEL) / 2, df) * se
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stats.t.sf(abs(np.divide(effect - null, se)), df) if se > 0 else float(effect == null)
+    p = 2 * stats.t.sf(abs(effect - null) / se, df)
     ends = {"effect": float(effect), "low": float(effect - half), "high": float(effect + half), "p": float(p)}
     return ends | {"smallest": detectable(se, df), "n": n, "sd": float(sd)}
 

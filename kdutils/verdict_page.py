@@ -14,6 +14,8 @@ from kdutils.records import command_for, look_up
 from kdutils.verdicts import select
 
 MARKS = {"holds": ("o", "#0072b2"), "contradicted": ("X", "#d55e00"), "undecided": ("s", "#7f7f7f")}
+LINEAR = 3  # points up to which the axis is linear: a few effects are tens of points, most are not
+TICKS = [-30, -10, -3, -2, -1, 0, 1, 2, 3, 10, 30]
 
 
 def forest(table: pd.DataFrame):
@@ -24,15 +26,25 @@ def forest(table: pd.DataFrame):
     parts = [numbered[numbered["kind"] != "correlation"], numbered[numbered["kind"] == "correlation"]]
     heights = [max(1, len(part)) + 1 for part in parts]
     figure, axes = plt.subplots(2, 1, figsize=(7.2, 0.25 * sum(heights) + 1), height_ratios=heights)
-    for axis, part, label in zip(axes, parts, ("A less B, points", "Pearson's r"), strict=True):
-        _draw(axis, part.iloc[::-1], label)
+    for axis, part in zip(axes, parts, strict=True):
+        _draw(axis, part.iloc[::-1])
+    axes[0].set_xscale("symlog", linthresh=LINEAR)
+    axes[0].set_xticks(TICKS, [f"{tick:+d}".replace("-", "−") if tick else "0" for tick in TICKS], minor=False)
+    axes[0].set(xlabel=f"A less B, points (logarithmic beyond {LINEAR})", xlim=_reach(parts[0]))
+    axes[1].set(xlabel="Pearson's r", xlim=(-1, 1))
     handles = [plt.Line2D([], [], marker=m, color=c, ls="none", label=name) for name, (m, c) in MARKS.items()]
     diamond = plt.Line2D([], [], marker="D", color="k", mfc="none", ls="none", ms=5, label="the paper")
     figure.legend(handles=[*handles, diamond], loc="outside upper right", ncols=4)
     return figure
 
 
-def _draw(axis, part: pd.DataFrame, label: str) -> None:
+def _reach(part: pd.DataFrame) -> tuple[float, float]:
+    """Limits that hold every interval and effect, and the ticks at 3 points."""
+    ends = part[["low", "high", "effect", "paper_effect"]].stack()
+    return min(-LINEAR, ends.min()) * 1.1, max(LINEAR, ends.max()) * 1.1
+
+
+def _draw(axis, part: pd.DataFrame) -> None:
     for y, row in enumerate(part.itertuples()):
         axis.plot(row.null, y, marker="|", color="k", ms=8)
         if row.verdict in MARKS:
@@ -43,7 +55,7 @@ def _draw(axis, part: pd.DataFrame, label: str) -> None:
             axis.annotate(row.verdict, (1, y), xycoords=("axes fraction", "data"), ha="right", va="center", size=7)
         axis.plot(row.paper_effect, y, marker="D", color="k", mfc="none", ms=5, ls="none")
     axis.axvline(0, color="k", lw=0.6)
-    axis.set(yticks=range(len(part)), yticklabels=part["label"], xlabel=label, ylim=(-0.6, len(part) - 0.4))
+    axis.set(yticks=range(len(part)), yticklabels=part["label"], ylim=(-0.6, len(part) - 0.4))
     axis.tick_params(axis="y", labelsize=8)
     axis.grid(False, axis="y")
 
@@ -63,7 +75,7 @@ def show(table: pd.DataFrame, caption: str, digits: int = 1) -> None:
         return
     text = table.map(lambda v: f"{v:.{digits}f}".replace("-", "−") if isinstance(v, float) else v)
     shown = figures.Table(text.where(table.notna(), figures.DASH), caption)
-    html = re.sub(r"<td>(\d\d_\w+)</td>", r'<td><a href="\1.html#the-result">\1</a></td>', shown._repr_html_())
+    html = re.sub(r"<td>(0[1-9]_\w+)</td>", r'<td><a href="\1.html#the-result">\1</a></td>', shown._repr_html_())
     display({"text/html": html, "text/plain": repr(shown)}, raw=True)
 
 

@@ -49,14 +49,14 @@ def results(profile: str, store: Store | None = None) -> pd.DataFrame:
 def select(data: pd.DataFrame, where: dict[str, Any], **more: Any) -> pd.DataFrame:
     """The records of a method (and of a chapter, where one is named: two chapters may both have a PKD) whose arguments
     are those of `where["args"]` (a list: any of them; None: absent)."""
-    keep = data["method"] == where["method"]
+    found = data[data["method"] == where["method"]]
     if "chapter" in where:
-        keep &= data["chapter"] == where["chapter"]
+        found = found[found["chapter"] == where["chapter"]]
     for name, wanted in (where.get("args", {}) | more).items():
-        column = data[name] if name in data else pd.Series(None, index=data.index, dtype=object)
         options = wanted if isinstance(wanted, list) else [wanted]
-        keep &= np.array([any(_same(value, option) for option in options) for value in column], dtype=bool)
-    return data[keep]
+        values = found[name] if name in found else [None] * len(found)
+        found = found[np.array([any(_same(value, option) for option in options) for value in values], dtype=bool)]
+    return found
 
 
 def _same(value: Any, wanted: Any) -> bool:
@@ -83,7 +83,8 @@ def measured(data: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.Ser
 def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataFrame:
     """Of a grid over `sparsity` (one task, one student), the records that the protocol reports.
 
-    clean: one sparsity, whose mean held-out metric is best over the seeds that ran the whole grid, for all seeds.
+    clean: one sparsity for all seeds, the best by its mean held-out metric, among those that five seeds ran (or as many
+    as any has run, while there are fewer) and over the seeds that ran all of these.
     paper: each seed takes the sparsity whose best checkpoint is best on dev, where it is also reported.
     """
     by = f"best_dev_{metric}" if protocol == "paper" else f"held_{metric}"
@@ -92,7 +93,9 @@ def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataF
     if protocol == "paper":
         return grid.loc[grid.groupby("seed")[by].idxmax()]
     table = grid.pivot_table(index="seed", columns="sparsity", values=by)
-    whole = table.dropna()
+    ran = table.count()
+    enough = min(FEWEST, ran[ran.index > 0].max())
+    whole = table[ran.index[ran >= enough]].dropna()
     return grid[grid["sparsity"] == whole.mean().idxmax()] if len(whole) else grid.iloc[:0]
 
 

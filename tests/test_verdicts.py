@@ -153,12 +153,23 @@ def test_the_choice_is_made_on_the_seeds_that_ran_the_whole_grid_and_reported_fo
     assert set(rows["sparsity"]) == {0.3} and len(rows) == 10
 
 
+def test_a_sparsity_that_few_seeds_ran_is_not_chosen_while_others_have_five():
+    begun = grid(held={0.9: 0.99}, seeds=2)
+    rows = verdicts.side(pd.concat([grid(), begun]), STARK, "matthews", "clean")
+    assert set(rows["sparsity"]) == {0.3} and len(rows) == 5
+    kd = grid(held={0.0: 0.5})
+    rows = verdicts.side(pd.concat([kd, begun]), STARK, "matthews", "clean")
+    assert set(rows["sparsity"]) == {0.9} and len(rows) == 2  # too few to decide, and not plain KD in STARK's place
+
+
 def test_zero_sparsity_is_plain_kd_and_can_be_chosen():
     rows = verdicts.side(grid(held={0.0: 0.9, 0.3: 0.7}), STARK, "matthews", "clean")
     assert set(rows["method"]) == {"KD"}
     claim = CLAIM | {"a": STARK, "b": {"method": "KD"}}
-    row = judged(grid(held={0.0: 0.9, 0.3: 0.7}), claim)["pooled"]
-    assert (row["effect"], row["verdict"]) == (0.0, "undecided")
+    nearly = claim | {"kind": "nearly", "margin": 0.5}
+    for one in (claim, nearly):  # the same runs on both sides say nothing, not even that they are alike
+        row = judged(grid(held={0.0: 0.9, 0.3: 0.7}), one)["pooled"]
+        assert (row["effect"], row["n"], row["verdict"]) == (0.0, 5, "undecided") and np.isnan(row["p"])
 
 
 def test_the_papers_protocol_chooses_for_each_seed_on_dev_and_reports_there():
@@ -328,7 +339,7 @@ def test_what_is_missing_names_the_command(monkeypatch, tmp_path):
 
 
 def test_the_forest_plot_draws_every_claim_and_names_those_without_runs():
-    data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in (("KD", [0.7] * 5), ("FT", [0.6] * 5))])
+    data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in (("KD", [0.7] * 5), ("FT", RNG.normal(0.6, 0.01, 5)))])
     data["chapter"] = "02_stark"
     table, _ = verdicts.verdicts(data, "mini")
     figure = verdict_page.forest(table)
