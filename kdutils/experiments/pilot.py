@@ -1,29 +1,117 @@
-"""Chapter 01, STARK's pilot study: size, random sparsification and confidence; it also makes every task's teacher."""
+"""Chapter 01, STARK's pilot study: size, random sparsification and confidence; it also makes every task's teacher.
+
+    finetune             layers        one fine-tuned model; the full-depth one of seed 0 is the task's teacher
+    random_unstructured  amount        that teacher with a random share of every encoder matrix's weights zeroed
+    random_structured    amount        that teacher without a random share of its heads and of its neurons
+    distil_from_sparse   amount        a student of that teacher after random_unstructured
+
+The seed of the second and third is the mask's; the last one's is the student's and its teacher's mask's. Amount 0 is
+the dense teacher, under every seed, so that comparisons pair.
+"""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
+
+from kdutils import profiles
 from kdutils.experiments import common
 from kdutils.records import Spec, Store
 
+CHAPTER = "01_pilot"
+UNSTRUCTURED = (0.0, 0.1, 0.05, 0.2, 0.025, 0.075, 0.15, 0.3)  # in order of importance
+STRUCTURED = (0.3, 0.5, 0.1, 0.7, 0.2, 0.4, 0.6)
+TAUGHT = (0.0, 0.05, 0.1, 0.025)
+QUICK = {"smoke": 3, "demo": 3}  # profiles that take this many of each list above
+DEPTHS = {4: (2,), 6: (3, 1, 2, 4)}  # of the models whose own layers make the smaller sizes
+SIZES = {  # the paper profile's other sizes: name -> hub id, layers
+    "medium": ("google/bert_uncased_L-8_H-512_A-8", 8),
+    "small": ("google/bert_uncased_L-4_H-512_A-8", 4),
+    "mini": ("google/bert_uncased_L-4_H-256_A-4", 4),
+    "large": ("google-bert/bert-large-uncased", 24),
+}
+
 
 def plan(profile: str, task: str) -> list[Spec]:
-    from kdutils import profiles
+    """The teacher, masks on it, smaller models, further fine-tuning seeds, then students of sparse teachers."""
+    chosen, settings = profiles.profile(profile), profiles.settings(profile, task)
+    few = QUICK.get(profile)
+    make = functools.partial(common.make, CHAPTER, profile, task)
+    specs = [common.teacher_spec(profile, task, settings)]
+    for method, amounts in (("random_unstructured", UNSTRUCTURED[:few]), ("random_structured", STRUCTURED[:few])):
+        specs += [make(method, mask, {"amount": a}) for a in amounts for mask in range(chosen.headline_seeds)]
+    for depth in DEPTHS.get(settings.depth, ())[:few]:
+        specs += [common.teacher_spec(profile, task, settings, seed, depth) for seed in range(chosen.seeds)]
+    specs += [_sized(profile, task, size, seed) for size in SIZES if profile == "paper" for seed in range(chosen.seeds)]
+    specs += [common.teacher_spec(profile, task, settings, seed) for seed in range(1, chosen.seeds)]
+    specs += [make("distil_from_sparse", s, {"amount": a}) for a in TAUGHT[:few] for s in range(chosen.seeds)]
+    return specs
 
-    settings = profiles.settings(profile, task)
-    return [common.teacher_spec(profile, task, settings)]
+
+def _sized(profile: str, task: str, size: str, seed: int) -> Spec:
+    model, depth = SIZES[size]
+    settings = profiles.settings(profile, task, model=model, depth=depth)
+    made = common.teacher_spec(profile, task, settings, seed)
+    return Spec(made.chapter, task, made.method, profile, seed, made.args | {"size": size}, made.settings)
 
 
 def run(spec: Spec) -> dict:
-    return _finetune(spec)
+    """Train or measure one run; ValueError for an unknown method."""
+    known = {"finetune": _finetune, "random_unstructured": _measure, "random_structured": _measure,
+             "distil_from_sparse": _distil}
+    if spec.method not in known:
+        raise ValueError(f"method: got {spec.method!r}; allowed: {', '.join(known)}")
+    return known[spec.method](spec)
 
 
 def _finetune(spec: Spec) -> dict:
-    """Fine-tune the bottom `layers` layers of the pre-trained encoder; the weights are kept for those who build on it."""
+    """Fine-tune the bottom `layers` layers of the pre-trained encoder; the weights are kept for who builds on it."""
     from kdutils import bert, distil
 
     settings, data = common.settings_of(spec), common.load_data(spec)
     model = bert.keep_layers(common.pretrained(settings, data, spec.seed), range(1, spec.args["layers"] + 1))
-    result = distil.train(model, data.train, distil.fine_tuning(), settings, seed=spec.seed, epochs=settings.teacher_epochs,
-                          lr=settings.teacher_lr, evaluate=distil.evaluator(data.task, data.evaluation))
+    result = distil.train(model, data.train, distil.fine_tuning(), settings, seed=spec.seed,
+                          epochs=settings.teacher_epochs, lr=settings.teacher_lr,
+                          evaluate=distil.evaluator(data.task, data.evaluation))
     bert.save(model, Store().model_path(spec))
     return common.outcome(result, **bert.counts(model))
+
+
+def _sparse(model, spec: Spec):
+    from kdutils.pilot import remove_units, zero_weights
+
+    make = remove_units if spec.method == "random_structured" else zero_weights
+    return make(model, spec.args["amount"], spec.seed) if spec.args["amount"] else model
+
+
+def _measure(spec: Spec) -> dict:
+    """Score the sparsified teacher on every evaluation set; nothing is trained."""
+    return _measured(spec if spec.args["amount"] else replace(spec, seed=0))
+
+
+@functools.lru_cache(maxsize=1)
+def _measured(spec: Spec) -> dict:
+    from kdutils import bert, distil, tasks, teacher
+    from kdutils.pilot import reliability, zero_share
+
+    made = common.bench(spec)
+    model, sets = _sparse(made.teacher, spec), made.data.evaluation
+    logits = {name: teacher.ask(model, rows).logits.numpy() for name, rows in sets.items()}
+    metrics = {name: tasks.score(made.task, logits[name], rows.labels.numpy()) for name, rows in sets.items()}
+    extra = {"encoder": bert.counts(model)["encoder"], "zero_share": zero_share(model)}
+    if not made.task.regression:
+        name = "test" if "test" in sets else "dev"
+        extra["reliability"] = reliability(logits[name], sets[name].labels.numpy())
+    return common.outcome(distil.Outcome(epochs=[metrics]), **extra)
+
+
+def _distil(spec: Spec) -> dict:
+    """STARK's distillation into the layer-dropped student, which starts from the dense teacher; only what teaches
+    differs."""
+    from kdutils import bert, distil, teacher
+
+    made = common.bench(spec)
+    sparse = _sparse(made.teacher, spec)
+    taught = teacher.signals(sparse, made.data.train, cache=Store().runs / "cache").to(made.device)
+    student = bert.keep_layers(made.teacher, made.settings.layers)
+    return common.distil_student(made, student, distil.stark_kd(taught, made.settings.tau), spec.seed)
