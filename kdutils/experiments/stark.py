@@ -4,27 +4,29 @@ The run of a base method (KD, PKD, CKD) without STARK is its trial distillation 
 held-out and dev rows for those who score the teacher. A STARK run of the same seed starts from the same student and
 goes through the same batches and dropout, with a sparse teacher.
 
-`args`: `student` (dropped, pruned, ...); of STARK also `base`, `sparsity`, `scores` (knowledgeable, expressiveness,
-friendliness, random), `protocol` (clean: scores on held-out rows; paper: on dev) and `lam` where it is not 0.5.
+`args`: `student`; of STARK also `base`, `sparsity`, `scores` (knowledgeable, expressiveness, friendliness, random),
+`protocol` (clean: scores on held-out rows; paper: on dev) and `lam` where it is not 0.5. Students are `dropped` and
+`pruned`, and for scalability `smaller` (fewer layers), `small-teacher` or `large-teacher` (of another teacher).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 
-from kdutils import profiles
+from kdutils import profiles, tasks
 from kdutils.experiments import common
-from kdutils.records import Spec, Store
+from kdutils.experiments import stark_teachers as teachers
+from kdutils.experiments.stark_teachers import CHAPTER, LAMBDAS
+from kdutils.records import Spec, Store, look_up
 
-CHAPTER = "02_stark"
 GRID = tuple(round(0.1 * i, 1) for i in range(1, 10))
 COARSE = (0.1, 0.3, 0.5, 0.7)
-SMALL = {"smoke": (0.3, 0.6), "demo": (0.2, 0.4, 0.6)}  # the grid of the profiles that are no experiment
-LAMBDAS = {"expressiveness": 1.0, "friendliness": 0.0}
-SPLITS = {"clean": "held", "paper": "dev"}  # what each protocol scores the teacher on
-SCORE_BATCH = 32
+QUICK = {"smoke": (0.3, 0.6), "demo": (0.2, 0.4, 0.6)}  # the grid of the profiles that are no experiment
+BASES = ("KD", "PKD", "CKD")
+BASELINES = ("FT", "PKD", "TAKD", "DKD", "CKD", "MetaKD", "DynaBERT")
+METHODS = ("KD", *BASELINES, "STARK", "STARK-unstructured")
+SMALL_TEACHER = 4, (1, 3, 4)  # layers of mini's other teacher, and those that its student keeps
+LARGE_TEACHER = {"model": "google-bert/bert-large-uncased", "depth": 24, "layers": tuple(range(1, 9))}
 
 
 # --------------------------------------------------------------------------------------------------------------- plan
@@ -32,35 +34,107 @@ SCORE_BATCH = 32
 
 def one(profile: str, task: str, method: str, seed: int, student: str = "dropped", **args) -> Spec:
     """The spec of one run."""
-    return common.make(CHAPTER, profile, task, method, seed, {"student": student} | args)
+    changes = {"small-teacher": {"layers": SMALL_TEACHER[1]}, "large-teacher": LARGE_TEACHER}.get(student, {})
+    if student == "smaller":
+        changes = {"layers": _fewer(profiles.settings(profile, task).layers)}
+    return common.make(CHAPTER, profile, task, method, seed, {"student": student} | args, **changes)
+
+
+def _fewer(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """The lower half of bottom layers; of others the first and the last (of two, the first)."""
+    bottom = layers == tuple(range(1, len(layers) + 1))
+    return layers[: len(layers) // 2] if bottom else (layers[0], layers[-1])[: len(layers) - 1]
 
 
 def sparse(profile: str, task: str, seed: int, sparsity: float, student: str = "dropped", scores: str = "knowledgeable",
-           base: str = "KD", protocol: str = "clean", **args) -> Spec:
+           base: str = "KD", protocol: str = "clean", method: str = "STARK", **args) -> Spec:
     """The spec of one STARK run."""
     args = {"base": base, "sparsity": sparsity, "scores": scores, "protocol": protocol} | args
-    return one(profile, task, "STARK", seed, student, **args)
+    return one(profile, task, method, seed, student, **args)
 
 
 def plan(profile: str, task: str) -> list[Spec]:
-    return list(dict.fromkeys(_plan(profile, task)))
+    """In order of importance. What depends on the chosen sparsity is planned once the grid that chooses it has run."""
+    steps = _quick(profile, task) if profile in QUICK else _plan(profile, task)
+    return list(dict.fromkeys(steps))
+
+
+def _quick(profile: str, task: str) -> Iterator[Spec]:
+    """Every method, at a small size."""
+    seeds, grid = range(profiles.profile(profile).seeds), QUICK[profile]
+    yield from _grid(profile, task, seeds, grid)
+    yield from (sparse(profile, task, seed, s, scores="random") for seed in seeds for s in grid[:2])
+    yield from (one(profile, task, method, 0) for method in BASELINES)
+    if profile == "smoke":
+        yield from _grid(profile, task, seeds, grid, "pruned")
+        yield from (one(profile, task, method, 0, "pruned") for method in ("TAKD", "CKD", "DynaBERT"))
+        yield sparse(profile, task, 0, grid[0], protocol="paper")
+        yield from _ablations(profile, task, [0], grid[0])
+        yield from _scales(profile, task, [0], grid[:1])
 
 
 def _plan(profile: str, task: str) -> Iterator[Spec]:
     seeds = range(profiles.profile(profile).seeds)
-    grid = SMALL.get(profile, GRID)
     for student in ("dropped", "pruned"):
-        yield from grid_of(profile, task, seeds, grid, student)
+        yield from _grid(profile, task, seeds, GRID, student)
+        yield from _grid(profile, task, seeds, COARSE, student, "random")
+        yield from _more_seeds(profile, task, student)
+        yield from _grid(profile, task, seeds, GRID, student, "random")
+        yield from (one(profile, task, method, seed, student) for method in BASELINES for seed in seeds)
+    for seed in seeds:
+        yield from (sparse(profile, task, seed, s, protocol="paper") for s in GRID)
+    if best := chosen(profile, task):
+        yield from _ablations(profile, task, seeds, best)
+    yield from _scales(profile, task, seeds, COARSE)
 
 
-def grid_of(profile: str, task: str, seeds, grid: tuple[float, ...], student: str) -> Iterator[Spec]:
-    """KD, STARK over the grid and random scores over it, whole seeds at a time: half a grid chooses nothing."""
+def _grid(profile, task, seeds, grid, student="dropped", scores="knowledgeable") -> Iterator[Spec]:
+    """KD and STARK over the grid, a whole seed at a time: half a grid chooses nothing."""
     for seed in seeds:
         yield one(profile, task, "KD", seed, student)
-        yield from (sparse(profile, task, seed, s, student) for s in grid)
-    first = [s for s in COARSE if s in grid] or grid[:1]
-    for part in (first, grid):
-        yield from (sparse(profile, task, seed, s, student, "random") for seed in seeds for s in part)
+        yield from (sparse(profile, task, seed, s, student, scores) for s in grid)
+
+
+def _more_seeds(profile: str, task: str, student: str) -> Iterator[Spec]:
+    """The other seeds of the headline claims, at the sparsity that the first ones chose."""
+    size = profiles.profile(profile)
+    best = {scores: chosen(profile, task, student, scores) for scores in ("knowledgeable", "random")}
+    for seed in range(size.seeds, size.headline_seeds):
+        yield one(profile, task, "KD", seed, student)
+        yield from (sparse(profile, task, seed, s, student, scores) for scores, s in best.items() if s)
+
+
+def _ablations(profile: str, task: str, seeds, best: float) -> Iterator[Spec]:
+    """At the chosen sparsity: other methods with STARK, other weights of the two scores, single weights removed."""
+    for base in ("PKD", "CKD"):
+        yield from (sparse(profile, task, seed, best, base=base) for seed in seeds)
+    for scores in LAMBDAS:
+        yield from (sparse(profile, task, seed, best, scores=scores) for seed in seeds)
+    yield from (sparse(profile, task, seed, best, lam=lam) for lam in (0.25, 0.75) for seed in seeds)
+    yield from (sparse(profile, task, seed, best, method="STARK-unstructured") for seed in seeds)
+
+
+def _scales(profile: str, task: str, seeds, grid) -> Iterator[Spec]:
+    """A teacher of another size, and a smaller student."""
+    for student in ("large-teacher" if profile == "paper" else "small-teacher", "smaller"):
+        if student == "small-teacher" and profiles.settings(profile, task).depth <= SMALL_TEACHER[0]:
+            continue
+        yield from _grid(profile, task, seeds, grid, student)
+
+
+def chosen(profile: str, task: str, student: str = "dropped", scores: str = "knowledgeable") -> float | None:
+    """The sparsity above 0 with the best held-out verdict metric, a mean over the first seeds; None while the grid that
+    chooses it (of random scores, at least the coarse one) has not run."""
+    metric, store = tasks.get(task).verdict_metric, Store()
+    seeds = range(profiles.profile(profile).seeds)
+    for grid in (GRID, COARSE)[: 2 if scores == "random" else 1]:
+        specs = [sparse(profile, task, seed, s, student, scores) for s in grid for seed in seeds]
+        records, missing = look_up(specs, store)
+        if not missing:
+            held = [r["metrics"]["held"][metric] for r in records]
+            means = [sum(held[i : i + len(seeds)]) for i in range(0, len(held), len(seeds))]
+            return grid[means.index(max(means))]
+    return None
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
@@ -68,149 +142,58 @@ def grid_of(profile: str, task: str, seeds, grid: tuple[float, ...], student: st
 
 def run(spec: Spec) -> dict:
     """Sparsify the teacher where the method does, distil the student, and say what each stage took."""
-    made = common.bench(spec)
-    extra: dict = {}
+    from kdutils.experiments import stark_baselines as baselines
+
+    if spec.method not in METHODS:
+        raise ValueError(f"method: got {spec.method!r}; allowed: {', '.join(METHODS)}")
+    base, extra = spec.args.get("base", spec.method), {}
+    made = setting(spec, states=base == "PKD")
     student = initial(spec, made)
-    if spec.method == "STARK":
-        made, extra = taught_by(made, *sparse_teacher(spec, made))
-    result = common.distil_student(made, student, objective(spec, made), spec.seed)
+    if spec.method.startswith("STARK"):
+        made, extra = teachers.taught_by(made, *teachers.sparse_teacher(spec, made), states=base == "PKD")
+    if base in baselines.STAGED:
+        return baselines.STAGED[base](spec, made, student)
+    extra |= {"memory": memory(made, student)}
+    result = common.distil_student(made, student, baselines.objective(base, made, student), spec.seed)
     if spec.method in BASES:
-        _leave_logits(spec, made, student)
+        teachers.leave_logits(spec, made, student)
     result["extra"] |= extra
     return result
 
 
-def objective(spec: Spec, made):
-    """What the spec's student is trained on."""
-    from kdutils import distil
+def setting(spec: Spec, states: bool = False):
+    """The workbench; that of `small-teacher` has chapter 01's teacher of so many layers."""
+    from kdutils import bert
 
-    return distil.stark_kd(made.signals["train"], made.settings.tau)
-
-
-BASES = ("KD",)
+    made = common.bench(spec, states)
+    if spec.args["student"] != "small-teacher":
+        return made
+    path = common.weights(common.teacher_spec(spec.profile, spec.task, made.settings, layers=SMALL_TEACHER[0]))
+    return teachers.taught_by(made, bert.restore(path).to(made.device), {}, states)[0]
 
 
 def initial(spec: Spec, made):
-    """The student's start, from the fine-tuned teacher, the same for every method and seed: `dropped` keeps its layers
-    `settings.layers`, `pruned` the share `settings.keep` of heads and of neurons that are most expressive on held-out
-    rows."""
+    """The student's start, from the fine-tuned teacher, the same for every method and seed: `pruned` keeps the share
+    `settings.keep` of heads and of neurons that are most expressive on held-out rows, all others their layers
+    `settings.layers`."""
     from kdutils import bert, stark
 
     student = spec.args["student"]
-    if student == "dropped":
-        return bert.keep_layers(made.teacher, made.settings.layers)
     if student == "pruned":
-        return stark.sparsify(made.teacher, *expressiveness(made), 1 - made.settings.keep)
-    raise ValueError(f"student: got {student!r}; allowed: dropped, pruned")
+        return stark.sparsify(made.teacher, *teachers.expressiveness(made), 1 - made.settings.keep)
+    if student in ("dropped", "smaller", "small-teacher", "large-teacher"):
+        return bert.keep_layers(made.teacher, made.settings.layers)
+    raise ValueError(f"student: got {student!r}; allowed: dropped, pruned, smaller, small-teacher, large-teacher")
 
 
-def remembered(kind: str, about: str, make) -> dict:
-    """The tensors that `make()` returns, by name, kept on disk under `kind` and the text `about` that decides them."""
-    import hashlib
-    import os
+def memory(made, student) -> dict:
+    """Megabytes of one training step in float32: the student's weights, gradients and AdamW moments, its activations
+    on the longest batch, and the teacher's weights."""
+    from kdutils import bert, peakd
 
-    from safetensors.torch import load_file, save_file
-
-    path = Store().runs / "cache" / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:24]}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({name: value.contiguous().cpu() for name, value in make().items()}, partial)
-        os.replace(partial, path)
-    return load_file(path)
-
-
-def expressiveness(made):
-    """P of the teacher's heads and neurons on held-out rows, which initialises the pruned student."""
-    from kdutils import bert, stark
-
-    held = made.data.held
-
-    def make():
-        batches = held.batches(SCORE_BATCH, device=made.device)
-        return dict(zip(("heads", "neurons"), stark.expressiveness(made.teacher, batches), strict=True))
-
-    found = remembered("expressiveness", f"{bert.weights_hash(made.teacher)} {held.fingerprint()}", make)
-    return found["heads"], found["neurons"]
-
-
-def trial(spec: Spec) -> Spec:
-    """The trial distillation of a STARK run: its base method, student and seed, with the dense teacher."""
-    args = {"student": spec.args["student"]}
-    return Spec(spec.chapter, spec.task, spec.args["base"], spec.profile, spec.seed, args, spec.settings)
-
-
-def _leave_logits(spec: Spec, made, student) -> None:
-    """Keep what others need of a trial student: its logits on the rows that score a teacher."""
-    import os
-
-    from safetensors.torch import save_file
-
-    from kdutils import teacher
-
-    path = Store().model_path(spec)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({name: teacher.ask(student, made.data.evaluation[name]).logits for name in SPLITS.values()}, partial)
-    os.replace(partial, path)
-
-
-def scores(spec: Spec, made):
-    """`stark.Scores` of the dense teacher against the spec's trial student, on the rows of its protocol."""
-    from kdutils import bert, stark
-
-    split = SPLITS[spec.args["protocol"]]
-    rows = made.data.evaluation[split]
-
-    def make():
-        logits = trial_logits(spec, split).to(made.device)
-        batches = rows.batches(SCORE_BATCH, device=made.device)
-        return vars(stark.score(made.teacher, lambda batch: logits[batch["index"]], batches, made.settings.tau))
-
-    about = f"{trial(spec).key} {bert.weights_hash(made.teacher)} {rows.fingerprint()}"
-    return stark.Scores(**remembered("scores", about, make))
-
-
-def trial_logits(spec: Spec, split: str):
-    from safetensors.torch import load_file
-
-    return load_file(common.weights(trial(spec)))[split]
-
-
-def sparse_teacher(spec: Spec, made) -> tuple:
-    """The sparse teacher of a STARK run and what is recorded of it."""
-    from kdutils import stark
-
-    started, args = time.perf_counter(), spec.args
-    if args["scores"] == "random":
-        ranks = stark.random_scores(made.teacher, spec.seed)
-    elif args["scores"] in ("knowledgeable", *LAMBDAS):
-        ranks = scores(spec, made).knowledgeable(LAMBDAS.get(args["scores"], args.get("lam", 0.5)))
-    else:
-        raise ValueError(f"scores: got {args['scores']!r}; allowed: knowledgeable, {', '.join(LAMBDAS)}, random")
-    pruned = stark.sparsify(made.teacher, *ranks, args["sparsity"])
-    return pruned, where(*ranks, args["sparsity"]) | {"score_seconds": time.perf_counter() - started}
-
-
-def where(heads, neurons, sparsity: float) -> dict:
-    """Which heads stay (one text of 0 and 1 a layer) and how many neurons do in each layer."""
-    from kdutils import stark
-
-    stay = stark.kept(heads, sparsity).int().tolist()
-    return {"kept_heads": ["".join(map(str, row)) for row in stay],
-            "kept_neurons": stark.kept(neurons, sparsity).sum(1).tolist()}
-
-
-def taught_by(made, teacher, extra: dict, states: bool = False) -> tuple:
-    """The bench with another teacher and its signals, and `extra` with that teacher's size and metrics."""
-    from kdutils import bert, tasks
-    from kdutils.teacher import signals
-
-    started, cache = time.perf_counter(), Store().runs / "cache"
-    splits = {"train": made.data.train} | made.data.evaluation
-    asked = {name: signals(teacher, rows, states, cache) for name, rows in splits.items()}
-    metrics = {name: tasks.score(made.task, asked[name].logits.numpy(), rows.labels.numpy())
-               for name, rows in made.data.evaluation.items()}
-    extra = extra | {"teacher": metrics, "teacher_parameters": bert.counts(teacher)["encoder"],
-                     "teacher_seconds": time.perf_counter() - started}
-    there = {name: found.to(made.device) for name, found in asked.items()}
-    return replace(made, teacher=teacher, signals=there), extra
+    longest = made.data.train.lengths.argsort(descending=True)[: made.settings.batch_size]
+    student = student.to(made.device)
+    activations = peakd.activation_bytes(student, made.data.train.batch(longest, made.device))
+    sizes = {"weights": 16 * bert.counts(student)["total"], "activations": activations,
+             "teacher": 4 * bert.counts(made.teacher)["total"]}
+    return {name: round(size / 2**20, 2) for name, size in sizes.items()}

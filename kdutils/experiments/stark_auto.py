@@ -1,0 +1,88 @@
+"""Chapter 03, automatic STARK: the sparsity is read off the scores' density instead of a grid.
+
+`args`: `student`; `reading`, `bandwidth` and `scores` where they are not "A", 1 and "knowledgeable". Scores come from
+the trial student of the same seed (a KD run of chapter 02), on held-out rows. With `scores` "random", as many heads and
+neurons go as the automatic sparsity says, but drawn from the seed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from kdutils import profiles
+from kdutils.experiments import common
+from kdutils.records import Spec
+
+CHAPTER = "03_stark_auto"
+BANDWIDTHS = (0.5, 1.0, 2.0)
+CURVE = 64  # points of a density curve in a record
+
+
+def one(profile: str, task: str, seed: int, student: str = "dropped", **args) -> Spec:
+    """The spec of one run."""
+    return common.make(CHAPTER, profile, task, "STARK-Auto", seed, {"student": student} | args)
+
+
+def plan(profile: str, task: str) -> list[Spec]:
+    return list(_plan(profile, task))
+
+
+def _plan(profile: str, task: str) -> Iterator[Spec]:
+    chosen = profiles.profile(profile)
+    few, more = range(chosen.seeds), range(chosen.seeds, chosen.headline_seeds)
+    for student in ("dropped", "pruned"):
+        for seeds in (few, more):
+            yield from (one(profile, task, seed, student) for seed in seeds)
+            yield from (one(profile, task, seed, student, scores="random") for seed in seeds)
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+def run(spec: Spec) -> dict:
+    """Read the sparsity off the density, sparsify the teacher, distil the student."""
+    from kdutils import distil, stark
+    from kdutils.experiments import stark as grid
+    from kdutils.experiments import stark_teachers as teachers
+
+    made, started, args = common.bench(spec), time.perf_counter(), spec.args
+    found = teachers.scores(spec, made)
+    peak = stark.density_peak(found, args.get("reading", "A"), args.get("bandwidth", 1.0))
+    shares = peak.sparsity, peak.neuron_sparsity
+    control = stark.random_scores(made.teacher, spec.seed)
+    ranks = {"knowledgeable": found.knowledgeable(), "random": control}[args.get("scores", "knowledgeable")]
+    extra = {"sparsity": shares[0], "neuron_sparsity": shares[1], "peak": peak.peak}
+    extra |= {"sensitivity": sensitivity(found), "densities": densities(found),
+              "random_sparsity": stark.density_peak(control[0]).sparsity}
+    extra |= teachers.where(*ranks, shares) | {"score_seconds": time.perf_counter() - started}
+    student = grid.initial(spec, made)
+    taught, extra = teachers.taught_by(made, stark.sparsify(made.teacher, *ranks, shares), extra)
+    objective = distil.stark_kd(taught.signals["train"], made.settings.tau)
+    result = common.distil_student(taught, student, objective, spec.seed)
+    result["extra"] |= extra
+    return result
+
+
+def sensitivity(scores) -> dict:
+    """The automatic sparsity by reading and by factor on the bandwidth; reading C has two, for heads and neurons."""
+    from kdutils import stark
+
+    found = {(reading, b): stark.density_peak(scores, reading, b) for reading in stark.READINGS for b in BANDWIDTHS}
+    made = {reading: {f"{b:g}": found[reading, b].sparsity for b in BANDWIDTHS} for reading in stark.READINGS}
+    return made | {"C-neurons": {f"{b:g}": found["C", b].neuron_sparsity for b in BANDWIDTHS}}
+
+
+def densities(scores) -> dict:
+    """For the heads' expressiveness P, friendliness Q and knowledgeable score I: the density curve, thinned, and the
+    place of its highest point, the centre of the cluster."""
+    from kdutils import stark
+
+    kinds = {"P": scores.head_expressiveness, "Q": scores.head_friendliness, "I": scores.knowledgeable()[0]}
+    made = {}
+    for name, values in kinds.items():
+        curve = stark.density_peak(values)
+        step = -(-len(curve.x) // CURVE)
+        made[name] = {"x": curve.x[::step].round(4).tolist(), "density": curve.density[::step].round(4).tolist(),
+                      "centre": float(curve.x[curve.density.argmax()])}
+    return made

@@ -1,0 +1,109 @@
+"""Chapter 02's baselines: objectives for those that train the student once, runs for those that have more stages."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+
+from kdutils.experiments import common
+from kdutils.experiments import stark_teachers as teachers
+from kdutils.records import Spec
+
+
+def objective(method: str, made, student):
+    """What `student` learns from under FT, KD, PKD, CKD or DKD; `made`'s teacher may be a sparse one."""
+    from kdutils import baselines, bert, distil, peakd
+
+    told, settings, rows = made.signals["train"], made.settings, len(made.data.train)
+    if method == "FT":
+        return distil.fine_tuning()
+    if method == "KD":
+        return distil.stark_kd(told, settings.tau)
+    if method == "DKD":
+        return baselines.DKD(told, round(settings.epochs * -(-rows // settings.batch_size)))
+    layers, depth = len(student.bert.encoder.layer), len(made.teacher.bert.encoder.layer)
+    if method == "PKD":
+        return baselines.pkd(told, peakd.pairs(layers, depth), settings.tau)
+    asked = bert.cast(made.teacher, distil.compute_dtype(settings.precision, made.device)).eval()
+    return baselines.ckd(asked, [*peakd.pairs(layers, depth), (layers, depth)], made.task.name)
+
+
+def takd(spec: Spec, made, student) -> dict:
+    """TAKD (Mirzadeh et al., 2020): KD into an assistant half-way in size, then from it into the student that it holds.
+
+    The assistant of a layer-dropped student has layers between its own and the teacher's depth; that of a pruned one
+    keeps half-way between its share of units and all, by the same ranking.
+    """
+    from kdutils import baselines, bert, distil, stark
+
+    settings, depth = made.settings, len(made.teacher.bert.encoder.layer)
+    if spec.args["student"] == "pruned":
+        scores, shares = teachers.expressiveness(made), (1 - settings.keep, (1 - settings.keep) / 2)
+        wanted, own = ([stark.kept(score, share) for score in scores] for share in shares)
+        assistant = bert.prune(made.teacher, *own).to(made.device)
+    else:
+        layers = baselines.between(settings.layers, depth)
+        assistant = bert.keep_layers(made.teacher, layers)
+    told = distil.stark_kd(made.signals["train"], settings.tau)
+    first = common.distil_student(made, assistant, told, spec.seed, evaluate=False)
+    taught, extra = teachers.taught_by(made, assistant, {})
+    if spec.args["student"] == "pruned":
+        student = baselines.inherit(assistant, own, wanted).to(made.device)
+    else:
+        student = bert.keep_layers(assistant, [layers.index(i) + 1 for i in settings.layers])
+    result = common.distil_student(taught, student, distil.stark_kd(taught.signals["train"], settings.tau), spec.seed)
+    result["extra"] |= extra | {"assistant_seconds": first["extra"]["train_seconds"]}
+    return result
+
+
+def metakd(spec: Spec, made, student) -> dict:
+    """MetaKD: the teacher takes a step for every step of the student; held-out rows are its quizzes."""
+    from kdutils import distil
+    from kdutils.metakd import MetaKD
+
+    made, settings = _in_float32(made), made.settings
+    teacher = copy.deepcopy(made.teacher)
+    learner = MetaKD(student.to(made.device), teacher, made.data.held, settings.batch_size, settings.lr, settings.tau,
+                     spec.seed)
+    result = common.distil_student(made, student, learner, spec.seed)
+    after = distil.evaluator(made.task, made.data.evaluation)(teacher)
+    result["extra"] |= {"teacher": after, "dtype": "float32"}
+    return result
+
+
+def dynabert(spec: Spec, made, student) -> dict:
+    """DynaBERT: all widths at once from the rewired teacher, then all depths at once at the student's own width.
+
+    The student of kind `dropped` is the network of full width and the layers `settings.layers`, that of kind `pruned`
+    the one of width `settings.keep` and full depth.
+    """
+    from kdutils import baselines, bert, distil, dynabert
+
+    made, settings, started = _in_float32(made), made.settings, time.perf_counter()
+    pruned, every = spec.args["student"] == "pruned", range(1, len(made.teacher.bert.encoder.layer) + 1)
+    width = settings.keep if pruned else 1.0
+    wide = dynabert.rewire(made.teacher, *teachers.expressiveness(made)).to(made.device)
+    widths = sorted({*dynabert.WIDTHS, width}, reverse=True)
+    views = [(dynabert.narrow(wide, w), every) for w in widths]
+    stage = dynabert.Elastic(views, made.teacher, dynabert.HIDDEN[0])
+    distil.train(wide, made.data.train, stage, settings, seed=spec.seed)
+    deep = dynabert.cut(wide, width)
+    own = every if pruned else settings.layers
+    depths = dict.fromkeys([tuple(every), baselines.between(settings.layers, len(every)), settings.layers])
+    views = [(dynabert.shallow(deep, layers), layers) for layers in depths]
+    stage = dynabert.Elastic(views, copy.deepcopy(deep), dynabert.HIDDEN[1])
+    judge = distil.evaluator(made.task, made.data.evaluation, made.signals)
+    result = distil.train(deep, made.data.train, stage, settings, seed=spec.seed,
+                          evaluate=lambda model, last: judge(dynabert.shallow(model, own), last))
+    cost = {"student_parameters": bert.counts(dynabert.shallow(deep, own))["encoder"],
+            "total_seconds": time.perf_counter() - started}
+    return common.outcome(result, widths=widths, depths=[len(d) for d in depths], dtype="float32", **cost)
+
+
+def _in_float32(made):
+    """The bench for an objective that holds the trained model itself: in bf16 a copy computes."""
+    return replace(made, settings=replace(made.settings, precision="fp32"))
+
+
+STAGED = {"TAKD": takd, "MetaKD": metakd, "DynaBERT": dynabert}

@@ -1,0 +1,140 @@
+"""Chapters 02 and 03: what is kept of trial students, the scores, sparse teachers and what they say.
+
+Torch is imported inside the functions: the plans, which name the constants here, need none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from kdutils import tasks
+from kdutils.experiments import common
+from kdutils.records import Spec, Store
+
+CHAPTER = "02_stark"  # of the trial distillations, for chapter 03 too
+LAMBDAS = {"expressiveness": 1.0, "friendliness": 0.0}
+SPLITS = {"clean": "held", "paper": "dev"}  # what each protocol scores the teacher on
+SCORE_BATCH = 32
+
+
+def _write(tensors: dict, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, partial)
+    os.replace(partial, path)
+
+
+def remembered(kind: str, about: str, make: Callable[[], dict]) -> dict:
+    """The tensors that `make()` returns, by name, kept on disk under `kind` and the text `about` that decides them."""
+    from safetensors.torch import load_file
+
+    path = Store().runs / "cache" / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:24]}.safetensors"
+    if not path.exists():
+        _write(make(), path)
+    return load_file(path)
+
+
+def expressiveness(made):
+    """P of the teacher's heads and neurons on held-out rows, which initialises the pruned student."""
+    from kdutils import bert, stark
+
+    held = made.data.held
+
+    def make():
+        batches = held.batches(SCORE_BATCH, device=made.device)
+        return dict(zip(("heads", "neurons"), stark.expressiveness(made.teacher, batches), strict=True))
+
+    found = remembered("expressiveness", f"{bert.weights_hash(made.teacher)} {held.fingerprint()}", make)
+    return found["heads"], found["neurons"]
+
+
+def trial(spec: Spec) -> Spec:
+    """The trial distillation of a STARK run: its base method, student and seed, with the dense teacher."""
+    base, args = spec.args.get("base", "KD"), {"student": spec.args["student"]}
+    return Spec(CHAPTER, spec.task, base, spec.profile, spec.seed, args, spec.settings)
+
+
+def leave_logits(spec: Spec, made, student) -> None:
+    """Keep what others need of a trial student: its logits on the rows that score a teacher."""
+    from kdutils import teacher
+
+    rows = made.data.evaluation
+    _write({name: teacher.ask(student, rows[name]).logits for name in SPLITS.values()}, Store().model_path(spec))
+
+
+def scores(spec: Spec, made):
+    """`stark.Scores` of the dense teacher against the spec's trial student, on the rows of its protocol."""
+    from kdutils import bert, stark
+
+    def make():
+        return vars(stark.score(made.teacher, *_scored_on(spec, made), made.settings.tau))
+
+    rows = made.data.evaluation[SPLITS[spec.args.get("protocol", "clean")]]
+    about = f"{trial(spec).key} {bert.weights_hash(made.teacher)} {rows.fingerprint()}"
+    return stark.Scores(**remembered("scores", about, make))
+
+
+def _scored_on(spec: Spec, made) -> tuple:
+    """The trial student, by its kept logits, and the batches that the spec's protocol scores the teacher on."""
+    from safetensors.torch import load_file
+
+    split = SPLITS[spec.args.get("protocol", "clean")]
+    logits = load_file(common.weights(trial(spec)))[split].to(made.device)
+    batches = made.data.evaluation[split].batches(SCORE_BATCH, device=made.device)
+    return lambda batch: logits[batch["index"]], batches
+
+
+def sparse_teacher(spec: Spec, made) -> tuple:
+    """The sparse teacher of a STARK run and what is recorded of it."""
+    import torch
+
+    from kdutils import stark
+
+    started, args = time.perf_counter(), spec.args
+    kind, share = args["scores"], args["sparsity"]
+    if spec.method == "STARK-unstructured":
+        weights = stark.score_weights(made.teacher, *_scored_on(spec, made), made.settings.tau)
+        pruned, extra = stark.sparsify_weights(made.teacher, weights, share), {}
+        layers = [torch.cat([w.flatten() for w in layer]) for layer in stark.weight_matrices(pruned)]
+        extra["zeros"] = [float((layer == 0).float().mean()) for layer in layers]
+    elif kind == "random" or kind in ("knowledgeable", *LAMBDAS):
+        if kind == "random":
+            ranks = stark.random_scores(made.teacher, spec.seed)
+        else:
+            ranks = scores(spec, made).knowledgeable(LAMBDAS.get(kind, args.get("lam", 0.5)))
+        pruned, extra = stark.sparsify(made.teacher, *ranks, share), where(*ranks, (share, share))
+    else:
+        raise ValueError(f"scores: got {kind!r}; allowed: knowledgeable, {', '.join(LAMBDAS)}, random")
+    return pruned, extra | {"score_seconds": time.perf_counter() - started}
+
+
+def where(heads, neurons, shares: tuple[float, float]) -> dict:
+    """Which heads stay (one text of 0 and 1 a layer) and how many neurons do in each layer, their `shares` gone."""
+    from kdutils import stark
+
+    stay = stark.kept(heads, shares[0]).int().tolist()
+    return {"kept_heads": ["".join(map(str, row)) for row in stay],
+            "kept_neurons": stark.kept(neurons, shares[1]).sum(1).tolist()}
+
+
+def taught_by(made, teacher, extra: dict, states: bool = False) -> tuple:
+    """The bench with another teacher and its signals, and `extra` with that teacher's size and metrics."""
+    from kdutils import bert
+    from kdutils.teacher import signals
+
+    started, cache = time.perf_counter(), Store().runs / "cache"
+    splits = {"train": made.data.train} | made.data.evaluation
+    asked = {name: signals(teacher, rows, states, cache) for name, rows in splits.items()}
+    metrics = {name: tasks.score(made.task, asked[name].logits.numpy(), rows.labels.numpy())
+               for name, rows in made.data.evaluation.items()}
+    extra = extra | {"teacher": metrics, "teacher_parameters": bert.counts(teacher)["encoder"],
+                     "teacher_seconds": time.perf_counter() - started}
+    there = {name: found.to(made.device) for name, found in asked.items()}
+    return replace(made, teacher=teacher, signals=there), extra
