@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import time
-from base64 import b64decode
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -85,9 +84,6 @@ class Browser:
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"].get("exception", {}).get("description", "script failed"))
         return answer["result"].get("value")
-
-    def screenshot(self, path, whole=False):
-        path.write_bytes(b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
 
     def close(self):
         self.socket.close()
