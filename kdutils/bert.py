@@ -79,7 +79,7 @@ def tiny_config(outputs: int = 2, layers: int = 4, vocabulary: int | None = None
 
     return BertConfig(vocab_size=vocabulary or synthetic.VOCABULARY, hidden_size=32, num_hidden_layers=layers,
                       num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, num_labels=outputs,
-                      hidden_dropout_prob=0.05, attention_probs_dropout_prob=0.05,
+                      hidden_dropout_prob=0.02, attention_probs_dropout_prob=0.02, initializer_range=0.05,
                       problem_type="regression" if outputs == 1 else "single_label_classification")
 
 

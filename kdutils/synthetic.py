@@ -1,6 +1,6 @@
 """A task made from a seed: graded sentiment words, negation and distractors, learnt by a tiny BERT in seconds.
 
-A row is a string of words. Sentiment words weigh -3 .. 3 in unequal, unmarked strengths; a negator turns the sign of
+A row is a string of words. Sentiment words weigh -2 .. 2, never 0, in unmarked strengths; a negator turns the sign of
 the next sentiment word; distractors weigh nothing. The label is the sign of the sum. A small sum makes a hard row, so
 that confidence means something, and `NOISE` of the training labels are flipped, so that over-confidence can hurt.
 """
@@ -11,16 +11,17 @@ import numpy as np
 
 PAD, CLS, SEP, UNK, MASK = range(5)
 SPECIAL = 5
-NEGATORS, SENTIMENT, DISTRACTORS = 2, 24, 40
+NEGATORS, SENTIMENT, DISTRACTORS = 1, 12, 12
 VOCABULARY = SPECIAL + NEGATORS + SENTIMENT + DISTRACTORS
 NOISE = 0.05
+NEGATED = 0.3  # share of sentiment words behind a negator
 SIZES = {"held": 256, "dev": 512, "test": 1024}
 
 
 def splits(rows: int, seed: int = 0) -> dict[str, tuple[list, list, list]]:
     """Token ids, segment ids and labels of each split; only train's labels are noisy."""
     rng = np.random.default_rng(seed)
-    weight = rng.permutation(np.resize([-3, -2, -1, 1, 2, 3], SENTIMENT))
+    weight = rng.permutation(np.resize([-2, -1, 1, 2], SENTIMENT))
     made = {}
     for name, count in ({"train": rows} | SIZES).items():
         pairs = [_row(rng, weight) for _ in range(count)]
@@ -38,7 +39,7 @@ def _row(rng: np.random.Generator, weight: np.ndarray) -> tuple[list[int], int]:
         for chosen in rng.integers(0, SENTIMENT, rng.integers(1, 5)):
             words += list(SPECIAL + NEGATORS + SENTIMENT + rng.integers(0, DISTRACTORS, rng.integers(0, 3)))
             sign = 1
-            if rng.random() < 0.3:
+            if rng.random() < NEGATED:
                 words.append(SPECIAL + int(rng.integers(0, NEGATORS)))
                 sign = -1
             words.append(SPECIAL + NEGATORS + int(chosen))
