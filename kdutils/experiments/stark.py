@@ -150,14 +150,18 @@ def run(spec: Spec) -> dict:
     made = setting(spec, states=base == "PKD")
     student = initial(spec, made)
     if spec.method.startswith("STARK"):
-        made, extra = teachers.taught_by(made, *teachers.sparse_teacher(spec, made), states=base == "PKD")
+        sparse_one, extra = teachers.sparse_teacher(spec, made)
+        made, seconds = teachers.taught_by(made, sparse_one, states=base == "PKD")
+        extra |= seconds
+    extra = teachers.about(made) | extra
     if base in baselines.STAGED:
-        return baselines.STAGED[base](spec, made, student)
-    extra |= {"memory": memory(made, student)}
-    result = common.distil_student(made, student, baselines.objective(base, made, student), spec.seed)
+        result = baselines.STAGED[base](spec, made, student)
+    else:
+        extra |= {"memory": memory(made, student)}
+        result = common.distil_student(made, student, baselines.objective(base, made, student), spec.seed)
     if spec.method in BASES:
         teachers.leave_logits(spec, made, student)
-    result["extra"] |= extra
+    result["extra"] = extra | result["extra"]
     return result
 
 
@@ -169,7 +173,7 @@ def setting(spec: Spec, states: bool = False):
     if spec.args["student"] != "small-teacher":
         return made
     path = common.weights(common.teacher_spec(spec.profile, spec.task, made.settings, layers=SMALL_TEACHER[0]))
-    return teachers.taught_by(made, bert.restore(path).to(made.device), {}, states)[0]
+    return teachers.taught_by(made, bert.restore(path).to(made.device), states)[0]
 
 
 def initial(spec: Spec, made):

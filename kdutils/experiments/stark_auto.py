@@ -57,10 +57,10 @@ def run(spec: Spec) -> dict:
               "random_sparsity": stark.density_peak(control[0]).sparsity}
     extra |= teachers.where(*ranks, shares) | {"score_seconds": time.perf_counter() - started}
     student = grid.initial(spec, made)
-    taught, extra = teachers.taught_by(made, stark.sparsify(made.teacher, *ranks, shares), extra)
+    taught, seconds = teachers.taught_by(made, stark.sparsify(made.teacher, *ranks, shares))
     objective = distil.stark_kd(taught.signals["train"], made.settings.tau)
     result = common.distil_student(taught, student, objective, spec.seed)
-    result["extra"] |= extra
+    result["extra"] |= teachers.about(taught) | extra | seconds
     return result
 
 

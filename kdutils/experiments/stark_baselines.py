@@ -47,13 +47,13 @@ def takd(spec: Spec, made, student) -> dict:
         assistant = bert.keep_layers(made.teacher, layers)
     told = distil.stark_kd(made.signals["train"], settings.tau)
     first = common.distil_student(made, assistant, told, spec.seed, evaluate=False)
-    taught, extra = teachers.taught_by(made, assistant, {})
+    taught, _ = teachers.taught_by(made, assistant)
     if spec.args["student"] == "pruned":
         student = baselines.inherit(assistant, own, wanted).to(made.device)
     else:
         student = bert.keep_layers(assistant, [layers.index(i) + 1 for i in settings.layers])
     result = common.distil_student(taught, student, distil.stark_kd(taught.signals["train"], settings.tau), spec.seed)
-    result["extra"] |= extra | {"assistant_seconds": first["extra"]["train_seconds"]}
+    result["extra"] |= teachers.about(taught) | {"assistant_seconds": first["extra"]["train_seconds"]}
     return result
 
 

@@ -124,17 +124,22 @@ def where(heads, neurons, shares: tuple[float, float]) -> dict:
             "kept_neurons": stark.kept(neurons, shares[1]).sum(1).tolist()}
 
 
-def taught_by(made, teacher, extra: dict, states: bool = False) -> tuple:
-    """The bench with another teacher and its signals, and `extra` with that teacher's size and metrics."""
+def about(made) -> dict:
+    """What is recorded of the bench's teacher: its metrics on every evaluation set, its size, and for comparison the
+    metrics of a constant answer."""
     from kdutils import bert
+
+    sets = {name: rows.labels.numpy() for name, rows in made.data.evaluation.items()}
+    told = {name: tasks.score(made.task, made.signals[name].logits.cpu().numpy(), true) for name, true in sets.items()}
+    return {"teacher": told, "teacher_parameters": bert.counts(made.teacher)["encoder"],
+            "majority": {name: tasks.majority(made.task, true) for name, true in sets.items()}}
+
+
+def taught_by(made, teacher, states: bool = False) -> tuple:
+    """The bench with another teacher and its signals on every split, and the seconds of asking it."""
     from kdutils.teacher import signals
 
     started, cache = time.perf_counter(), Store().runs / "cache"
     splits = {"train": made.data.train} | made.data.evaluation
-    asked = {name: signals(teacher, rows, states, cache) for name, rows in splits.items()}
-    metrics = {name: tasks.score(made.task, asked[name].logits.numpy(), rows.labels.numpy())
-               for name, rows in made.data.evaluation.items()}
-    extra = extra | {"teacher": metrics, "teacher_parameters": bert.counts(teacher)["encoder"],
-                     "teacher_seconds": time.perf_counter() - started}
-    there = {name: found.to(made.device) for name, found in asked.items()}
-    return replace(made, teacher=teacher, signals=there), extra
+    asked = {name: signals(teacher, rows, states, cache).to(made.device) for name, rows in splits.items()}
+    return replace(made, teacher=teacher, signals=asked), {"teacher_seconds": time.perf_counter() - started}
