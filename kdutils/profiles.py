@@ -48,9 +48,10 @@ class Profile:
 # shows the runs behind them, and tests/test_profiles.py compares the two.
 PROFILES = {
     "smoke": Profile(
-        Settings(model="tiny", depth=4, rows=2000, max_length=32, batch_size=32, teacher_lr=3e-3, teacher_epochs=14, lr=1e-3,
-                 epochs=2, layers=(1, 4)),
-        {"synthetic": {}}, seeds=2, headline_seeds=2, about="synthetic task, tiny BERT: guards the code, says nothing about the papers",
+        Settings(model="tiny", depth=4, rows=2000, max_length=32, teacher_lr=3e-3, teacher_epochs=14, lr=1e-3, epochs=2,
+                 layers=(1, 4)),
+        {"synthetic": {}}, seeds=2, headline_seeds=2,
+        about="synthetic task, tiny BERT: guards the code, says nothing about the papers",
     ),
     "demo": Profile(
         Settings(rows=3000, max_length=64, teacher_epochs=2, epochs=2),
@@ -68,8 +69,8 @@ PROFILES = {
         about="MiniLM on GLUE: what this book publishes",
     ),
     "paper": Profile(
-        Settings(model="google-bert/bert-base-uncased", depth=12, held=0.05, batch_size=16, clip=5.0, layers=(1, 2, 3, 4),
-                 teacher_lr=3e-5, teacher_epochs=10, lr=3e-5, epochs=10),
+        Settings(model="google-bert/bert-base-uncased", depth=12, held=0.05, batch_size=16, clip=5.0,
+                 teacher_lr=3e-5, teacher_epochs=10, lr=3e-5, epochs=10, layers=(1, 2, 3, 4)),
         {t: {} for t in ("mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli", "mnli-mm")},
         about="BERT-base on GLUE as the papers use it",
     ),

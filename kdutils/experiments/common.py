@@ -1,4 +1,4 @@
-"""What the chapters' experiments share: specs, a task's workbench (data, teacher, signals), students, one distillation."""
+"""What the experiments share: specs, a task's workbench (data, teacher, signals), students, one distillation."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def _bench(profile: str, task: str, settings: profiles.Settings, states: bool) -
     loaded = data.load(task, _data_settings(settings))
     splits = {"train": loaded.train} | loaded.evaluation
     asked = {k: teacher.signals(made, v, states=states, cache=Store().runs / "cache") for k, v in splits.items()}
-    return Bench(settings, loaded, made, {k: s.to(distil.best_device()) for k, s in asked.items()}, str(distil.best_device()))
+    device = distil.best_device()
+    return Bench(settings, loaded, made, {k: s.to(device) for k, s in asked.items()}, str(device))
 
 
 @functools.lru_cache(maxsize=8)
@@ -125,5 +126,6 @@ def outcome(result, **extra) -> dict:
 
     return {"metrics": result.epochs[-1] if result.epochs else {}, "best": result.best, "losses": result.losses,
             "curve": result.curve,
-            "extra": {"train_seconds": result.seconds, "steps": result.steps, "device": provenance.device(), "threads": torch.get_num_threads(),
+            "extra": {"train_seconds": result.seconds, "steps": result.steps, "device": provenance.device(),
+                      "threads": torch.get_num_threads(),
                       "dtype": str(distil.compute_dtype("auto", distil.best_device())).removeprefix("torch.")} | extra}
