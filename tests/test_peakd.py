@@ -5,11 +5,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from kdutils import bert, data, peakd, profiles
+from kdutils import peakd_page as page
 from kdutils.experiments import peakd as chapter
 from kdutils.records import Store, look_up
 from kdutils.teacher import Signals
@@ -332,6 +334,61 @@ def test_runs_report_what_they_cost(tmp_path, monkeypatch):
     assert sum(outcome("PTP-crossfit")["extra"]["label_counts"]) == 64
     with pytest.raises(ValueError, match="method: got 'SPS-3'; allowed: PatientKD"):
         outcome("SPS-3")
+
+
+def fake(method, seed, score, task="mrpc", **more):
+    extra = {"extra_layers": 3.0, "extra_effective": 6.0, "extra_encoder": 5e6, "extra_activation_bytes": 2e6,
+             "extra_step_seconds": 0.1, "extra_train_seconds": 30.0, "extra_teacher_test_matthews": 0.5,
+             "extra_majority_test_matthews": 0.0}
+    return {"chapter": "04_peakd", "task": task, "method": method, "seed": seed, "test_matthews": score,
+            "dev_matthews": 0.9, "best_dev_f1": 0.8} | extra | more  # fmt: skip
+
+
+@pytest.fixture
+def table():
+    rows = [fake("PatientKD", seed, 0.30 + 0.01 * seed) for seed in range(3)]
+    rows += [fake("Pea-KD", seed, 0.35 + 0.01 * seed, extra_label_counts=[60, 20, 15, 5]) for seed in range(2)]
+    rows += [fake("PTP-threshold", 0, 0.2, threshold=0.6, extra_label_counts=[80, 0, 20, 0])]
+    rows += [fake("PatientKD", 0, 0.9, layers=1, extra_layers=1.0), fake("PatientKD", 0, 0.8, init="bottom")]
+    return page.measured(pd.DataFrame(rows))
+
+
+def test_tables_of_the_chapter_take_the_usual_runs_only(table):
+    made = page.rebuilt(table, ("PatientKD", "SPS-1", "Pea-KD")).set_index("method")
+    score, paper = made["mrpc score"], made["mrpc paper"]
+    assert score["PatientKD"] == "31.0 ± 2.5 (3)" and score["SPS-1"] == "–"  # 4.303 * 1 / sqrt(3)
+    assert paper["Pea-KD"].startswith("80.0") and paper["Pea-KD"].endswith("(2)")
+    assert (made.loc["teacher", "mrpc score"], made.loc["majority", "mrpc score"]) == ("50.0", "0.0")
+    assert list(page.rebuilt(table, ["PatientKD"], marks=False, init="bottom")["mrpc score"]) == ["80.0 (1)"]
+    assert page.costs(table, ("PatientKD", "SPS-2"), "mrpc")["n"].tolist() == [3]
+
+
+def test_differences_pair_by_seed(table):
+    found = page.differences(table, [("Pea-KD", "PatientKD"), ("SPS-2", "SPS-1")])
+    assert list(found) == ["Pea-KD − PatientKD, mrpc"]
+    assert math.isclose(found["Pea-KD − PatientKD, mrpc"]["effect"], 5.0) and "+5.0 (2 seeds)" in page.in_words(found)
+    assert page.in_words({}).endswith("No runs yet.")
+
+
+def test_label_shares_the_sweep_and_the_depths(table):
+    shares = page.shares(table)
+    assert shares["t"].tolist() == ["0.6", "0.9"] and shares["unsure, right"].tolist() == [0.0, 20.0]
+    assert sorted(page.thresholds(table)["threshold"]) == [0.6, 0.9]  # the one seed that both have
+    depths = page.by_depth(table)
+    assert depths["independent layers"].tolist() == [1.0, 3.0] and depths["PatientKD"][0] == "90.0 (1)"
+    for empty in (page.shares(table[:3]), page.thresholds(table[:3])):
+        assert empty.empty and "task" in empty
+
+
+def test_claims_and_curves(table):
+    told = page.judged(table, "04_peakd", "mini")
+    assert told.loc["peakd-beats-patient", "verdict"] == "undecided", "fewer than five seeds"
+    assert told.loc["sps-step-1", "verdict"] == "no runs yet"
+    record = {"spec": {"task": "mrpc", "method": "SPS-2", "args": {}}, "curve": [[5, 1.0], [10, 0.5]]}
+    deeper = {"spec": record["spec"] | {"args": {"layers": 1}}, "curve": [[5, 9.0]]}
+    assert page.curves([record, deeper], ["SPS-2"])["loss"].tolist() == [1.0, 0.5]
+    printed = page.printed("peakd-4").set_index("row").loc["SPS-2"]
+    assert (printed["mrpc f1"], printed["parameters, millions"], printed["average"]) == (86.8, 21.3, 83.0)
 
 
 @pytest.mark.parametrize("task", chapter.TUNED["mini"])

@@ -1,0 +1,156 @@
+"""What chapter 04 shows of its runs: measures, tables beside the paper's, differences, costs. Reads records only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from kdutils import claims, figures, tasks, verdicts
+from kdutils.experiments.peakd import THRESHOLD
+from kdutils.records import Record
+
+USUAL = {"layers": None, "init": None}  # arguments of the chapter's main comparison
+OPTIONAL = (*USUAL, "threshold", "alpha", "beta", "extra_label_counts", "extra_ptp_seconds")
+DEPTH = ("PatientKD", "SPS-2", "Pea-KD")  # methods compared at several depths and starts
+LABELS = ("sure, right", "unsure, right", "sure, wrong", "unsure, wrong")
+
+
+def measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """`records.frame` with a column for each measure, as fractions: `score`, the verdict's, on test or else dev;
+    `held`, the same on held-out rows; `paper`, the paper's at the best dev epoch; `agreement`; `teacher` and
+    `majority`, what the teacher and a constant answer score."""
+    data = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *OPTIONAL])))
+    return data.join(pd.DataFrame([_measures(row) for row in data.to_dict("records")], index=data.index))
+
+
+def _measures(row: dict) -> dict[str, float]:
+    task = tasks.get(row["task"])
+    score, paper = task.verdict_metric, task.metrics[0]
+    columns = {
+        "score": (f"test_{score}", f"dev_{score}"), "held": (f"held_{score}",), "paper": (f"best_dev_{paper}",),
+        "agreement": ("test_agreement", "dev_agreement"),
+        "teacher": (f"extra_teacher_test_{score}", f"extra_teacher_dev_{score}"),
+        "majority": (f"extra_majority_test_{score}", f"extra_majority_dev_{score}"),
+    }  # fmt: skip
+    return {name: next((row[c] for c in found if pd.notna(row.get(c))), math.nan) for name, found in columns.items()}
+
+
+def of(data: pd.DataFrame, method: str, task: str, **args) -> pd.DataFrame:
+    """The runs of a method on a task, at the chapter's usual depth and start unless `args` say otherwise."""
+    return verdicts.select(data[data["task"] == task], {"method": method, "args": USUAL | args})
+
+
+def printed(table: str) -> pd.DataFrame:
+    """A table of the paper, as it is printed."""
+    found = claims.published().query("table == @table")
+    names = {"all average": "average", "all parameters-millions": "parameters, millions"}
+    column = (found["task"] + " " + found["metric"]).replace(names)
+    wide = found.assign(column=column).pivot_table(index="row", columns="column", values="value", sort=False)
+    return wide.reset_index().rename_axis(columns=None)
+
+
+def rebuilt(data: pd.DataFrame, methods: Iterable[str], columns: Iterable[str] = ("score", "paper"), marks: bool = True,
+            **args) -> pd.DataFrame:
+    """One row a method, with the measures `columns` of each task as `mean ± half width (n)` in points; with `marks`
+    also what the teacher and a constant answer score."""
+    methods, names = list(methods), list(dict.fromkeys(data["task"]))
+    rows = []
+    for method in methods:
+        found = {name: of(data, method, name, **args) for name in names}
+        rows.append({"method": method} | {
+            f"{name} {column}": figures.plus_minus(*figures.interval(runs[column] * 100))
+            for name, runs in found.items() for column in columns})  # fmt: skip
+    for who in ("teacher", "majority") if marks else ():
+        values = {name: data.loc[data["task"] == name, who].mean() * 100 for name in names}
+        rows.append({"method": who} | {f"{name} score": figures.plus_minus(v, math.nan, 0 if math.isnan(v) else 1)
+                                       .removesuffix(" (1)") for name, v in values.items()})  # fmt: skip
+    made = pd.DataFrame(rows).fillna(figures.DASH)
+    return made.loc[:, (made.iloc[: len(methods)] != figures.DASH).any()]
+
+
+def differences(data: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
+    """A minus B in score, paired by seed, for each pair on each task that has runs of both; by label."""
+    found = {f"{a} − {b}, {name}": figures.versus(of(data, a, name), of(data, b, name), "score")
+             for a, b in pairs for name in dict.fromkeys(data["task"])}
+    return {label: estimate for label, estimate in found.items() if estimate["n"]}
+
+
+def in_words(estimates: dict[str, dict]) -> str:
+    """What a plot of differences says to those who do not see it."""
+    said = [f"{label}: {e['effect']:+.1f} ({e['n']} seeds)" for label, e in estimates.items()]
+    return "Differences in score with 95 % intervals, in points. " + ("; ".join(said) or "No runs yet.")
+
+
+def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame:
+    """What students of a task cost; times are medians."""
+    rows = []
+    for method in methods:
+        found = of(data, method, task)
+        rows.append({
+            "task": task, "method": method, "encoder, millions": found["extra_encoder"].mean() / 1e6,
+            "layers run": found["extra_effective"].max(),
+            "activations, MB": found["extra_activation_bytes"].mean() / 1e6,
+            "ms a step": found["extra_step_seconds"].median() * 1000,
+            "before KD, s": found["extra_ptp_seconds"].median(), "KD, s": found["extra_train_seconds"].median(),
+            "n": len(found),
+        })  # fmt: skip
+    made = pd.DataFrame(rows)
+    return made[made["n"] > 0].astype({"layers run": "Int64"})
+
+
+def shares(data: pd.DataFrame) -> pd.DataFrame:
+    """Share of each PTP label on train, in percent, by task, labelling teacher and threshold. Counts do not depend on
+    the student's seed."""
+    found = data[data["method"].isin(["Pea-KD", "PTP-threshold", "PTP-crossfit"]) & data["layers"].isna()]
+    found = found.assign(threshold=found["threshold"].fillna(THRESHOLD))
+    rows = []
+    for row in found.drop_duplicates(["task", "method", "threshold"]).to_dict("records"):
+        counts = pd.Series(row["extra_label_counts"], index=LABELS)
+        by = "two half-teachers" if row["method"] == "PTP-crossfit" else "the teacher"
+        start = {"task": row["task"], "labels by": by, "t": f"{row['threshold']:g}"}
+        rows.append(start | (100 * counts / counts.sum()).to_dict())
+    made = pd.DataFrame(rows, columns=["task", "labels by", "t", *LABELS])
+    return made.sort_values(["task", "labels by", "t"], ignore_index=True)
+
+
+def thresholds(data: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the threshold sweep, and Pea-KD's of the same seeds, which are its point at the usual threshold."""
+    usual = data[data["layers"].isna() & data["init"].isna()]
+    swept, main = usual[usual["method"] == "PTP-threshold"], usual[usual["method"] == "Pea-KD"]
+    main = main.merge(swept[["task", "seed"]].drop_duplicates()).assign(threshold=THRESHOLD)
+    return pd.concat([swept, main]) if len(main) else swept
+
+
+def by_depth(data: pd.DataFrame) -> pd.DataFrame:
+    """Score by task and number of independent layers, one column a method."""
+    found = data[data["method"].isin(DEPTH) & data["init"].isna()].sort_values(["task", "extra_layers"])
+    table = figures.summary(found, ["task", "extra_layers", "method"], "score")
+    wide = table.pivot_table(index=["task", "extra_layers"], columns="method", values="text", aggfunc="first")
+    wide = wide.reindex(columns=[name for name in DEPTH if name in wide]).fillna(figures.DASH)
+    return wide.reset_index().rename_axis(columns=None).rename(columns={"extra_layers": "independent layers"})
+
+
+def curves(records: Iterable[Record], methods: Iterable[str]) -> pd.DataFrame:
+    """Training loss of KD by task, method and step, at the chapter's usual depth and start."""
+    rows = [{"task": r["spec"]["task"], "method": r["spec"]["method"], "step": step, "loss": loss}
+            for r in records if r["spec"]["method"] in set(methods) and not set(USUAL) & set(r["spec"]["args"])
+            for step, loss in r["curve"]]  # fmt: skip
+    return pd.DataFrame(rows, columns=["task", "method", "step", "loss"])
+
+
+def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
+    """The claims of a chapter by id: sentence, the paper's effect, ours (in points, pooled over tasks), verdict."""
+    rows = {}
+    for claim in claims.load()["claims"]:
+        if claim["chapter"] != chapter:
+            continue
+        *_, found = verdicts.judge(data, claim, profile)
+        paper = claims.evaluate(claim["paper_effect"]) if claim.get("paper_effect") else math.nan
+        rows[claim["id"]] = {
+            "claim": claim["sentence"], "the paper": figures.DASH if math.isnan(paper) else f"{paper:+.1f}",
+            "ours": figures.plus_minus(found["effect"], (found["high"] - found["low"]) / 2, found["n"], sign=True),
+            "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
