@@ -21,7 +21,7 @@ BROWSER ?= $(firstword $(shell which chromium chromium-browser google-chrome goo
 
 book: $(READY)
 	$(BIN)/python -m kdutils.chapters run --profile $(PROFILE) --train --out $(COPY)/notebooks
-	cp -Rp _config.yml _toc.yml book $(COPY)/
+	mkdir -p $(COPY) && cp -Rp _config.yml _toc.yml book $(COPY)/
 	$(BIN)/jupyter-book build --quiet $(COPY)
 	@echo "The book, re-run at profile $(PROFILE): $(CURDIR)/$(COPY)/_build/html/index.html"
 
