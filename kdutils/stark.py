@@ -252,8 +252,8 @@ def density_peak(scores: Scores | torch.Tensor | np.ndarray, reading: str = "A",
         return _along_rank(_values(scores), bandwidth) if reading == "D" else _first_peak(_values(scores), bandwidth)
     heads, neurons = map(_values, scores.knowledgeable())
     if reading == "B":
-        both = np.concatenate([_values(scores.head_expressiveness), _values(scores.head_friendliness)])
-        return _first_peak(both, bandwidth, heads)
+        both = torch.stack([scores.head_expressiveness, scores.head_friendliness])
+        return _first_peak(_values(both), bandwidth, heads)
     if reading == "D":
         return _along_rank(heads, bandwidth)
     found = _first_peak(heads, bandwidth)

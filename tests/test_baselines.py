@@ -22,7 +22,7 @@ def model(outputs: int = 2, seed: int = 0, layers: int = LAYERS):
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(seed)
-    made = bert.fast_dropout(BertForSequenceClassification(bert.tiny_config(outputs, layers)))
+    made = bert.fast_dropout(BertForSequenceClassification(bert.tiny_config(outputs, layers, vocabulary=60)))
     for name, p in made.named_parameters():
         if name.endswith("weight") and p.ndim == 2:
             torch.nn.init.normal_(p, std=0.2)
