@@ -60,7 +60,7 @@ PROFILES = {
     "mini": Profile(
         Settings(),
         {
-            "mrpc": {"teacher_epochs": 4},
+            "mrpc": {"teacher_epochs": 4, "lr": 2e-4},
             "sst2": {"rows": 8000, "teacher_epochs": 2, "epochs": 2},
             "stsb": {"teacher_epochs": 4},
             "rotten": {"teacher_epochs": 2, "epochs": 2},
