@@ -202,19 +202,22 @@ def _number(value: float, kind: str = "") -> str:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts(...)[0]` as text for a reader, one row a claim."""
+    """`verdicts(...)[0]` as text for a reader, one row a claim: ours with its 95 % interval, n of planned, the smallest
+    effect that could have been seen, the verdict and whether it survives Holm's correction."""
     def row(r):
-        interval = "–" if pd.isna(r.low) else f"[{_number(r.low, r.kind)}, {_number(r.high, r.kind)}]"
+        ours = _number(r.effect, r.kind)
+        if not pd.isna(r.low):
+            ours += f" [{_number(r.low, r.kind)}, {_number(r.high, r.kind)}]"
+        survives = "–" if r.verdict in ("undecided", "no runs yet") else "yes" if r.after_holm == r.verdict else "no"
         return {
-            "no.": r.number, "claim": r.sentence, "paper": _number(r.paper_effect, r.kind),
-            "ours": _number(r.effect, r.kind), "95 % interval": interval, "tasks": ", ".join(r.tasks) or "–",
-            "n": f"{r.n} of {r.planned}",
-            "could have seen": _number(r.smallest, r.kind).lstrip("+"),
-            "verdict": r.verdict, "after Holm": r.after_holm, "chapter": r.chapter,
+            "no.": r.number, "claim": r.sentence, "paper": _number(r.paper_effect, r.kind), "ours": ours,
+            "tasks": ", ".join(r.tasks) or "–", "n": f"{r.n}/{r.planned}",
+            "seen": _number(r.smallest, r.kind).lstrip("+"), "verdict": r.verdict, "Holm": survives,
+            "chapter": r.chapter,
         }  # fmt: skip
 
-    columns = ["no.", "claim", "paper", "ours", "95 % interval", "tasks", "n", "could have seen", "verdict"]
-    return pd.DataFrame([row(r) for r in table.itertuples()], columns=[*columns, "after Holm", "chapter"])
+    columns = ["no.", "claim", "paper", "ours", "tasks", "n", "seen", "verdict", "Holm", "chapter"]
+    return pd.DataFrame([row(r) for r in table.itertuples()], columns=columns)
 
 
 def counts(table: pd.DataFrame) -> dict[str, int]:
@@ -226,11 +229,12 @@ def summary(profile: str = "mini") -> str:
     """The headline claims as a markdown table, from published records only: what the README and the front page show."""
     published_only = Store(runs="book/records")  # no single-run files there, so only the published lines are read
     table, _ = verdicts(results(profile, published_only), profile)
-    columns = ["claim", "paper", "ours", "95 % interval", "n", "verdict", "after Holm"]
+    columns = ["claim", "paper", "ours", "n", "verdict", "Holm"]
     rows = shown(table[table["headline"]])[columns].to_numpy().tolist()
     lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
     said = ", ".join(f"{n} {name}" for name, n in counts(table).items() if n)
-    lead = f"Of {len(table)} claims at `{profile}`: {said}. The headline claims, in points:"
+    lead = f"""Of {len(table)} claims at `{profile}`: {said}. The headline claims, in points (ours with its 95 %
+interval, n of the seeds planned, and whether the verdict survives Holm's correction for testing all claims):"""
     return "\n".join([lead, "", *lines])
 
 

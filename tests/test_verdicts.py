@@ -300,7 +300,8 @@ def test_all_claims_without_records_and_with_a_few():
     assert row["p_holm"] == pytest.approx(min(1, row["p"] * len(table)))
     assert by_task["task"].tolist() == ["mrpc"]
     text = verdicts.shown(table).set_index("no.").loc[row["number"]]
-    assert (text["paper"], text["ours"], text["n"], text["chapter"]) == ("+0.1", "+1.6", "5 of 5", "02_stark")
+    assert (text["paper"], text["n"], text["Holm"], text["chapter"]) == ("+0.1", "5/5", "no", "02_stark")
+    assert text["ours"] == f"+1.6 [+{row['low']:.1f}, +{row['high']:.1f}]"
 
 
 def test_the_gap_between_teacher_and_student_stands_beside_the_papers():
@@ -319,7 +320,7 @@ def test_a_page_table_links_to_the_chapter_and_an_empty_one_says_so(capsys):
         verdict_page.show(pd.DataFrame({"effect": [-1.25, np.nan], "chapter": ["02_stark", "06_ksm"]}), "Two claims")
         verdict_page.show(pd.DataFrame(columns=["effect"]), "No claims")
     (html,) = shown
-    assert '<td><a href="02_stark.html#the-result">02_stark</a></td>' in html
+    assert '<td><a href="02_stark.html#the-result">02</a></td>' in html
     assert "<caption>Two claims</caption>" in html
     assert "<td>−1.2</td>" in html and "<td>–</td>" in html
     assert capsys.readouterr().out == "No claims: none yet.\n"
@@ -339,7 +340,8 @@ def test_what_is_missing_names_the_command(monkeypatch, tmp_path):
 
 
 def test_the_forest_plot_draws_every_claim_and_names_those_without_runs():
-    data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in (("KD", [0.7] * 5), ("FT", RNG.normal(0.6, 0.01, 5)))])
+    sides = {"KD": [0.7] * 5, "FT": RNG.normal(0.6, 0.01, 5)}
+    data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in sides.items()])
     data["chapter"] = "02_stark"
     table, _ = verdicts.verdicts(data, "mini")
     figure = verdict_page.forest(table)
