@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 from kdutils import profiles
 from kdutils.experiments import common
+from kdutils.experiments import stark_teachers as teachers
+from kdutils.experiments.stark import QUICK
 from kdutils.records import Spec
 
 CHAPTER = "03_stark_auto"
@@ -21,11 +23,19 @@ CURVE = 64  # points of a density curve in a record
 
 def one(profile: str, task: str, seed: int, student: str = "dropped", **args) -> Spec:
     """The spec of one run."""
-    return common.make(CHAPTER, profile, task, "STARK-Auto", seed, {"student": student} | args)
+    changes = teachers.SHORT.get(profile, {})
+    return common.make(CHAPTER, profile, task, "STARK-Auto", seed, {"student": student} | args, **changes)
 
 
 def plan(profile: str, task: str) -> list[Spec]:
-    return list(_plan(profile, task))
+    """In order of importance; where a profile is no experiment, one run of each kind."""
+    return _quick(profile, task) if profile in QUICK else list(_plan(profile, task))
+
+
+def _quick(profile: str, task: str) -> list[Spec]:
+    students = ("dropped", "pruned") if profile == "smoke" else ("dropped",)
+    controls = [one(profile, task, 0, student, scores="random") for student in students]
+    return [one(profile, task, 0), one(profile, task, 1), *(one(profile, task, 0, s) for s in students[1:]), *controls]
 
 
 def _plan(profile: str, task: str) -> Iterator[Spec]:
@@ -44,7 +54,6 @@ def run(spec: Spec) -> dict:
     """Read the sparsity off the density, sparsify the teacher, distil the student."""
     from kdutils import distil, stark
     from kdutils.experiments import stark as grid
-    from kdutils.experiments import stark_teachers as teachers
 
     made, started, args = common.bench(spec), time.perf_counter(), spec.args
     found = teachers.scores(spec, made)

@@ -20,6 +20,7 @@ CHAPTER = "02_stark"  # of the trial distillations, for chapter 03 too
 LAMBDAS = {"expressiveness": 1.0, "friendliness": 0.0}
 SPLITS = {"clean": "held", "paper": "dev"}  # what each protocol scores the teacher on
 SCORE_BATCH = 32
+SHORT = {"smoke": {"epochs": 1}}  # changes of settings, so that a chapter with so many methods stays quick
 
 
 def _write(tensors: dict, path: Path) -> None:

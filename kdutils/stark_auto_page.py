@@ -1,0 +1,201 @@
+"""What chapter 03 shows of its runs: densities, peaks, automatic against chosen sparsity. Reads records only."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from kdutils import claims, experiments, figures, intervals, records, stark_page, tasks
+
+STUDENTS = ("dropped", "pruned")
+READINGS = {"A": "A", "B": "B", "C": "C, heads", "C-neurons": "C, neurons", "D": "D"}
+
+
+def auto(data: pd.DataFrame, task: str, student: str = "dropped", scores: str | None = None) -> pd.DataFrame:
+    """The automatic runs of a task and student; `scores` None: the knowledgeable ones."""
+    return stark_page.of(data, "STARK-Auto", task, student, scores=scores, reading=None, bandwidth=None)
+
+
+def with_the_grid(frame: pd.DataFrame, profile: str, task: str = "all") -> pd.DataFrame:
+    """The chapter's runs and those of chapter 02's plan that are there, measured."""
+    found, _ = records.look_up(experiments.plan("02_stark", profile, None if task == "all" else task))
+    return stark_page.measured(pd.concat([frame, records.frame(found)], ignore_index=True))
+
+
+def pairs(data: pd.DataFrame) -> list[tuple[str, str]]:
+    """Tasks and students that have automatic runs."""
+    return [(task, student) for student in STUDENTS for task in stark_page.task_names(data)
+            if len(auto(data, task, student))]
+
+
+def printed() -> pd.DataFrame:
+    """The paper's two rows and their sparsities, side by side."""
+    book = claims.load()["tables"]
+    rows = [{"method": row} | dict(zip(book[table]["columns"], book[table]["rows"][row], strict=True))
+            for table in ("stark-auto", "stark-auto-sparsity") for row in ("STARK4", "STARK-AUTO4")]
+    for row in rows[2:]:
+        row["method"] += ", §"
+    return pd.DataFrame(rows).rename(columns={"all average": "average"})
+
+
+# ---------------------------------------------------------------------------------------------------------- densities
+
+
+def densities(data: pd.DataFrame, kinds: dict[str, str], student: str = "dropped", peaks: bool = False):
+    """For each task the densities of heads' scores, a faint line a seed; with `peaks` the first peak of each."""
+    names = [task for task, kind in pairs(data) if kind == student]
+    if not names:
+        return stark_page.nothing(figures.panels(1))
+    fig, axes = figures.panels(len(names), height=2.4)
+    for ax, name in zip(axes, names, strict=True):
+        runs = auto(data, name, student)
+        for (kind, label), colour in zip(kinds.items(), figures.COLOURS, strict=False):
+            for i, row in enumerate(runs.to_dict("records")):
+                x, y = row[f"extra_densities_{kind}_x"], row[f"extra_densities_{kind}_density"]
+                ax.plot(x, y, color=colour, alpha=0.5, linewidth=1, label=None if i else label)
+                if peaks:
+                    ax.plot(row["extra_peak"], np.interp(row["extra_peak"], x, y), "o", color=figures.INK, markersize=4)
+        ax.set(title=f"{name} (n = {len(runs)})", xlabel="score", yticks=[])
+    axes[0].set_ylabel("density")
+    axes[0].legend()
+    return fig
+
+
+def centres(data: pd.DataFrame) -> pd.DataFrame:
+    """Where heads' expressiveness and friendliness are densest, and the difference by seed."""
+    rows = []
+    for task, student in pairs(data):
+        runs = auto(data, task, student)
+        p, q = runs["extra_densities_P_centre"], runs["extra_densities_Q_centre"]
+        found = intervals.paired(q - p)
+        half = found["high"] - found["effect"]
+        difference = figures.plus_minus(found["effect"], half, found["n"], 3, sign=True)
+        rows.append({"student": student, "task": task, "expressiveness": f"{p.mean():.3f}",
+                     "friendliness": f"{q.mean():.3f}", "difference": difference})
+    return pd.DataFrame(rows)
+
+
+def densities_in_words(data: pd.DataFrame) -> str:
+    rows = centres(data).to_dict("records")
+    listed = [f"{r['student']} {r['task']}: {r['expressiveness']} and {r['friendliness']}" for r in rows]
+    return "Densest score of the heads, expressiveness and friendliness. " + ("; ".join(listed) or "No runs yet.")
+
+
+# ---------------------------------------------------------------------------------------- automatic and chosen sparsity
+
+
+def points(data: pd.DataFrame) -> pd.DataFrame:
+    """One row a task, student and seed: the automatic sparsity, and the one that is best for this seed on held-out rows
+    (0 included), both in percent; `chosen` is the grid's choice over all seeds."""
+    rows = []
+    for task, student in pairs(data):
+        grid, held = stark_page.grid(data, task, student), f"held_{tasks.get(task).verdict_metric}"
+        wide = grid.pivot_table(index="seed", columns="sparsity", values=held) if len(grid) else pd.DataFrame()
+        whole = wide.dropna()
+        picked = stark_page.best(data, task, student)
+        for seed, share in auto(data, task, student).set_index("seed")["extra_sparsity"].items():
+            own = whole.loc[seed].idxmax() * 100 if seed in whole.index and whole.shape[1] > 2 else math.nan
+            rows.append({"task": task, "student": student, "seed": seed, "automatic": share * 100, "own": own,
+                         "chosen": picked["sparsity"].iloc[0] * 100 if len(picked) else math.nan})
+    return pd.DataFrame(rows, columns=["task", "student", "seed", "automatic", "own", "chosen"])
+
+
+def correlations(data: pd.DataFrame) -> pd.DataFrame:
+    """Pearson's r between automatic and best sparsity: the paper's table; one point a task and student; one a seed; and
+    one a seed after the means of its task and student are taken away."""
+    found = points(data)
+    groups = found.groupby(["task", "student"], sort=False)
+    means = groups[["automatic", "chosen"]].mean().dropna()
+    seeds = found.dropna(subset=["own"])
+    within = seeds[["automatic", "own"]] - seeds.groupby(["task", "student"])[["automatic", "own"]].transform("mean")
+    paper = [claims.task_cells(f"stark-auto-sparsity/{row}") for row in ("STARK-AUTO4", "STARK4")]
+    sides = {"the paper's eight tasks": paper, "tasks and students": (means["automatic"], means["chosen"]),
+             "every seed": (seeds["automatic"], seeds["own"]),
+             "seeds within a task and student": (within["automatic"], within["own"])}
+    rows = []
+    for label, (a, b) in sides.items():
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        r = intervals.correlation(a.round(9), b.round(9))
+        rows.append({"points": label, "r": r["effect"], "95 % from": r["low"], "to": r["high"],
+                     "mean distance, points of sparsity": np.abs(a - b).mean() if len(a) else math.nan, "n": len(a)})
+    return pd.DataFrame(rows)
+
+
+def r_text(found: pd.DataFrame, row: int) -> str:
+    """A row of `correlations` in words."""
+    r, low, high, n = (found.iloc[row][name] for name in ("r", "95 % from", "to", "n"))
+    if math.isnan(r):
+        return f"{figures.DASH} ({n} points)"
+    return f"{r:.2f} [{low:.2f}, {high:.2f}] ({n} points)".replace("-", "−")
+
+
+def scatter(data: pd.DataFrame):
+    """The best sparsity over the automatic one: each seed faint, each task and student as a large marker."""
+    found = points(data)
+    if not found["chosen"].notna().any():
+        return stark_page.nothing(figures.panels(1))
+    fig, (ax,) = figures.panels(1, width=4.8, height=3.6)
+    jitter = np.random.default_rng(0).uniform(-1.2, 1.2, len(found))
+    found = found.assign(own=found["own"] + jitter)
+    for (task, part), colour in zip(found.groupby("task", sort=False), figures.COLOURS, strict=False):
+        for student, marker in zip(STUDENTS, "os", strict=True):
+            some = part[part["student"] == student]
+            ax.plot(some["automatic"], some["own"], marker, color=colour, alpha=0.35, markersize=4)
+            if len(some):
+                large = {"color": colour, "markersize": 9, "label": f"{task}, {student}"}
+                ax.plot(some["automatic"].mean(), some["chosen"].iloc[0], marker, **large)
+    ax.axline((0, 0), slope=1, color="#888888", linewidth=1)
+    ax.set(xlabel="automatic sparsity, %", ylabel="best sparsity on held-out rows, %", xlim=(-3, 100), ylim=(-3, 100))
+    ax.legend(fontsize=8)
+    return fig
+
+
+def scatter_in_words(data: pd.DataFrame) -> str:
+    means = points(data).groupby(["task", "student"], sort=False)[["automatic", "chosen"]].mean().dropna()
+    listed = "; ".join(f"{task} {student}: {a:.0f} and {c:.0f}" for (task, student), (a, c) in means.iterrows())
+    return "Automatic and chosen sparsity in percent. " + (listed or "No runs yet.")
+
+
+def students(data: pd.DataFrame) -> pd.DataFrame:
+    """KD, STARK with its grid, the automatic sparsity and the random control: the verdict's metric by task."""
+    rows = []
+    for task, student in pairs(data):
+        found = {"KD": stark_page.of(data, "KD", task, student), "STARK": stark_page.best(data, task, student),
+                 "STARK-Auto": auto(data, task, student), "random, as many": auto(data, task, student, "random")}
+        row = {"student": student, "task": f"{task} {tasks.get(task).verdict_metric}"}
+        row |= {name: figures.plus_minus(*figures.interval(runs["score"] * 100)) for name, runs in found.items()}
+        row["§ grid"] = f"{found['STARK']['sparsity'].iloc[0]:.0%}" if len(found["STARK"]) else figures.DASH
+        rows.append(row | {"§ automatic": f"{found['STARK-Auto']['extra_sparsity'].mean():.0%}"})
+    return pd.DataFrame(rows)
+
+
+def differences(data: pd.DataFrame) -> dict[str, dict]:
+    """The automatic students minus the others, paired by seed: pooled over tasks, by student and rival."""
+    made = {}
+    rivals = {"KD": lambda *at: stark_page.of(data, "KD", *at), "STARK": lambda *at: stark_page.best(data, *at),
+              "random": lambda *at: auto(data, *at, "random")}
+    for student in STUDENTS:
+        names = [task for task, kind in pairs(data) if kind == student]
+        for rival, runs in rivals.items():
+            found = stark_page.pooled({task: stark_page.by_seed(auto(data, task, student), runs(task, student), "score")
+                                       for task in names})
+            if found:
+                made[f"{student}: minus {rival}"] = found.get("all") or next(iter(found.values()))
+    return made
+
+
+def sensitivity(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
+    """The automatic sparsity in percent, a mean over seeds, by reading and factor on the bandwidth; and the grid's."""
+    rows = []
+    names = [task for task, kind in pairs(data) if kind == student]
+    for reading, label in READINGS.items():
+        for factor in ("0.5", "1", "2"):
+            column = f"extra_sensitivity_{reading}_{factor}"
+            rows.append({"reading": label, "bandwidth": f"× {factor}"}
+                        | {name: auto(data, name, student)[column].mean() * 100 for name in names})
+    uniform = {name: auto(data, name, student)["extra_random_sparsity"].mean() * 100 for name in names}
+    rows.append({"reading": "A of random scores", "bandwidth": "× 1"} | uniform)
+    best = {name: stark_page.best(data, name, student)["sparsity"].mean() * 100 for name in names}
+    return pd.DataFrame([*rows, {"reading": "grid", "bandwidth": figures.DASH} | best])
