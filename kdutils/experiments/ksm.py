@@ -1,0 +1,251 @@
+"""Chapter 06: the knowledge selection module, its baselines, controls and ablations."""
+
+from __future__ import annotations
+
+import time
+
+from kdutils import profiles, tasks
+from kdutils.experiments import common, probes
+from kdutils.records import Spec, Store, run_once
+
+CHAPTER = "06_ksm"
+EPISODES = {"smoke": 2, "demo": 2, "mini": 4}  # of stage one; ten elsewhere
+REWARD_ROWS = 256  # held-out rows that a reward is computed on
+ALPHA, BETA = 0.5, 100.0  # weight of the teacher's part in vanilla KD and PKD; of PKD's patience term
+QUERIED = 0.5  # share of a batch on which Dynamic KD asks the teacher
+BINS = 20  # points of the action's curve over stage two
+COPIES = {"smoke": 1, "demo": 1, "mini": 2}  # changed copies of each row; elsewhere what fits the paper's Table 4
+SOURCES = {"mrpc": "sst2", "sst2": "mrpc", "rotten": "sst2", "rte": "mrpc"}  # whose selector a task tries
+HEADLINE = ("vanilla-KD", "Random-Soft", "KSM-soft", "constant")
+OTHERS = ("KSM-hard", "Random-Hard", "PKD", "Dynamic-KD")
+ABLATIONS = ({"exploration": False}, {"reward": "accuracy"}, {"reward": "f1"}, {"phase": 64}, {"phase": 128},
+             {"multi_phase": False})
+KSM = ("KSM-soft", "KSM-hard", "KSM-threshold", "KSM-literal")  # the last two: hard with another threshold; soft, by
+# the paper's own updates
+THRESHOLDS = (0.1, 0.3)
+DEPTHS = ("vanilla-KD", "finetune", "Random-Soft", "KSM-soft", "Random-Hard", "KSM-hard", "PKD")
+AUGMENTED = ("finetune-augmented", "vanilla-KD-augmented", "KSM-soft-augmented")
+
+
+def make(profile: str, task: str, method: str, seed: int, **args) -> Spec:
+    if method in KSM:
+        args = {"episodes": EPISODES.get(profile, 10)} | args
+    if method.endswith("augmented"):
+        args = {"copies": COPIES.get(profile, 10 if len(tasks.get(task).columns) == 2 else 20)} | args
+    return probes.make(CHAPTER, profile, task, method, seed, **args)
+
+
+def plan(profile: str, task: str) -> list[Spec]:
+    if tasks.get(task).regression:
+        return []
+    chosen, small = profiles.profile(profile), profile in probes.SMALL
+    few, more = range(1 if small else chosen.seeds), range(chosen.seeds, 0 if small else chosen.headline_seeds)
+
+    def specs(method, seeds=few, **args):
+        return [make(profile, task, method, seed, **args) for seed in seeds]
+
+    def by_seed(methods, seeds=few, **args):
+        return [spec for seed in seeds for method in methods for spec in specs(method, [seed], **args)]
+
+    main = by_seed(("finetune", *HEADLINE)) + by_seed(HEADLINE, more) + by_seed(OTHERS)
+    ablations = [spec for change in ABLATIONS for spec in specs("KSM-soft", **change)]
+    ablations += [spec for value in THRESHOLDS for spec in specs("KSM-threshold", threshold=value)]
+    ablations += specs("KSM-literal")
+    other = probes.other_depth(profile, task)
+    deeper = by_seed(DEPTHS[:4] if small else DEPTHS, layers=other)
+    sources = ["seed", *(["task"] if SOURCES.get(task) in profiles.task_names(profile) else [])]
+    transfers = [spec for source in sources for spec in specs("transfer", source=source)]
+    transfers += specs("transfer", source="depth", layers=other)
+    return [*main, *ablations, *transfers, *deeper, *by_seed(AUGMENTED)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def run(spec: Spec) -> dict:
+    from kdutils import knowledge
+
+    method = probes.base(spec)
+    made = common.bench(spec, states=True)
+    if method.endswith("-augmented"):
+        made, method = _augmented(spec, made), method.removesuffix("-augmented")
+        if method == "KSM-soft":
+            method = "transfer"
+    plain = {"finetune": _fine_tuning, "vanilla-KD": vanilla_kd, "PKD": pkd, "Dynamic-KD": dynamic_kd}
+    if method in plain:
+        return _distil(spec, made, plain[method](made))
+    if method in KSM:
+        return _ksm(spec, made)
+    policies = {
+        "Random-Soft": lambda: knowledge.Draws(spec.seed, soft=True),
+        "Random-Hard": lambda: knowledge.Draws(spec.seed),
+        "constant": lambda: knowledge.constant(_mean_action(spec)),
+        "transfer": lambda: _trained(_source(spec), made.device),
+    }
+    if method not in policies:
+        raise ValueError(f"method: got {spec.method!r}; allowed: {', '.join([*plain, *KSM, *policies, *AUGMENTED])}")
+    return _select(spec, made, policies[method]())
+
+
+def _distil(spec: Spec, made: common.Bench, objective) -> dict:
+    """Every run of the chapter drops an epoch's last rows where they fill no batch: a selector cannot read them."""
+    return common.distil_student(made, probes.student(spec, made), objective, spec.seed, drop_last=True)
+
+
+def _select(spec: Spec, made: common.Bench, policy) -> dict:
+    """Distil with `policy`; what it chose goes into the record."""
+    import torch
+
+    selective = probes.objective(spec, made, policy)
+    outcome = _distil(spec, made, selective)
+    bins = [part.mean(0).tolist() for part in torch.tensor(selective.actions).tensor_split(BINS)]
+    return outcome | {"extra": outcome["extra"] | selective.report() | {
+        "mean_action": torch.tensor(selective.actions).mean(0).tolist(),
+        "actions": [[round(value, 4) for value in one] for one in bins]}}
+
+
+def choices(spec: Spec):
+    """The selection module's hyper-parameters of a run."""
+    from kdutils.agents import Choices
+
+    method = probes.base(spec)
+    names = ("episodes", "threshold", "phase", "multi_phase", "exploration", "reward")
+    return Choices(hard=method in ("KSM-hard", "KSM-threshold"), literal=method == "KSM-literal",
+                   **{name: spec.args[name] for name in names if name in spec.args})
+
+
+def _augmented(spec: Spec, made: common.Bench) -> common.Bench:
+    """The bench with augmented train rows, and the teacher asked about all of them. Soft KSM then selects with the
+    selector of its seed, which was trained without them."""
+    from dataclasses import replace
+
+    from kdutils import augment, teacher
+
+    rows = augment.of_task(made.data, made.settings, spec.args["copies"], spec.seed, made.device)
+    asked = teacher.signals(made.teacher, rows, states=True, cache=Store().runs / "cache").to(made.device)
+    return replace(made, data=replace(made.data, train=rows), signals=made.signals | {"train": asked})
+
+
+def _ksm(spec: Spec, made: common.Bench) -> dict:
+    """Stage one, the selector written to disk, and stage two with the selector read from there."""
+    from kdutils import agents
+
+    chosen = choices(spec)
+    started = time.perf_counter()
+    agent, episodes = _train_selector(spec, made, chosen)
+    path = Store().model_path(spec)
+    agents.save(agent.selector, path)
+    between = time.perf_counter()
+    outcome = _select(spec, made, _trained(spec, made.device))
+    outcome["extra"] |= {"episodes_run": len(episodes), "episodes": episodes, "ksm_seconds": between - started,
+                         "distil_seconds": outcome["extra"]["train_seconds"]}
+    return outcome
+
+
+def _train_selector(spec: Spec, made: common.Bench, chosen):
+    """Algorithm 2 on the task's train split; the rewards come from held-out rows."""
+    from kdutils import agents, distil, ksm
+
+    size = made.settings.batch_size
+    agent = agents.Agent(made.teacher.config.hidden_size, size, chosen, spec.seed, made.device)
+
+    def episode(learning):
+        learner = probes.student(spec, made).to(made.device)
+        learning.begin(learner)
+        distil.train(learner, made.data.train, probes.objective(spec, made, learning), made.settings, seed=spec.seed,
+                     drop_last=True, after_step=learning.after_step)
+
+    total = round(len(made.data.train) // size * made.settings.epochs)
+    return agent, ksm.train(agent, episode, _measure(made, chosen.reward), total)
+
+
+def _measure(made: common.Bench, reward: str):
+    """How good a student is on the held-out rows of the rewards: minus its mean cross-entropy, or a metric."""
+    from kdutils import distil, teacher
+
+    rows = made.data.held.take(slice(0, REWARD_ROWS))
+
+    def measure(model) -> float:
+        half = distil.compute_dtype(made.settings.precision, made.device)
+        precision = "fp32" if model.classifier.weight.dtype != half else made.settings.precision
+        logits = teacher.ask(model, rows, precision=precision).logits
+        scores = tasks.score(made.task, logits.numpy(), rows.labels.numpy())
+        return -scores["nll"] if reward == "loss" else scores[reward]
+
+    return measure
+
+
+def _trained(spec: Spec, device):
+    """The policy of the selector that `spec` trained, which is read from its file."""
+    from kdutils import agents, ksm
+
+    return ksm.Trained(agents.restore(common.weights(spec)).to(device), choices(spec))
+
+
+def _mean_action(spec: Spec) -> list[float]:
+    """The mean action of soft KSM's stage two, same seed."""
+    from kdutils import experiments
+
+    trained = make(spec.profile, spec.task, "KSM-soft", spec.seed)
+    return run_once(trained, experiments.run, Store(), wait=True)["extra"]["mean_action"]
+
+
+def _source(spec: Spec) -> Spec:
+    """Whose selector a transfer run tries: the next seed's, another task's, or (for a student of another depth, or on
+    augmented rows) its own seed's and task's."""
+    source = spec.args.get("source")
+    seed = (spec.seed + 1) % profiles.profile(spec.profile).seeds if source == "seed" else spec.seed
+    task = SOURCES[spec.task] if source == "task" else spec.task
+    return make(spec.profile, task, "KSM-soft", seed)
+
+
+# ----------------------------------------------------------------------------------------------------------- baselines
+
+
+def _fine_tuning(made: common.Bench):
+    from kdutils import distil
+
+    return distil.fine_tuning()
+
+
+def vanilla_kd(made: common.Bench):
+    """Hinton's objective, `losses.kd`, at alpha = 0.5 and the profile's temperature."""
+    from kdutils import distil, losses
+
+    told, tau = made.signals["train"], made.settings.tau
+
+    def loss(batch, logits, _):
+        return losses.kd(logits, told.logits[batch["index"]], batch["labels"], ALPHA, tau)
+
+    return distil.Plain(loss)
+
+
+def pkd(made: common.Bench):
+    """PKD-skip: vanilla KD and `BETA` times `losses.patience` of all layers but the last."""
+    from kdutils import distil, knowledge, losses
+
+    assigned = list(knowledge.assignment(len(made.settings.layers), made.settings.depth)[:-1])
+
+    def loss(batch, logits, states):
+        told = made.signals["train"].at(batch["index"])
+        terms = losses.kd(logits, told.logits, batch["labels"], ALPHA, made.settings.tau)
+        patience = losses.patience(states[:, 1:-1], told.states[:, assigned])
+        return terms | {"loss": terms["loss"] + BETA * patience, "patience": patience}
+
+    return distil.Plain(loss, states=True)
+
+
+def dynamic_kd(made: common.Bench):
+    """Dynamic KD by uncertainty: cross-entropy on all rows and KL(t || s) at temperature 1 on the half of the batch of
+    which the student is least certain (largest entropy); both means, with weight 1."""
+    from kdutils import distil, losses
+
+    def loss(batch, logits, _):
+        told = made.signals["train"].logits[batch["index"]]
+        p = logits.detach().softmax(-1)
+        entropy = -(p * p.clamp_min(1e-12).log()).sum(-1)
+        asked = entropy.topk(max(1, round(QUERIED * len(entropy)))).indices
+        soft, task = losses.kl(logits[asked], told[asked]), losses.hard(logits, batch["labels"])
+        return {"loss": task + soft, "kd": soft, "task": task}
+
+    return distil.Plain(loss)

@@ -1,0 +1,276 @@
+"""The four knowledge types, selection, the probes' plan and data augmentation."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kdutils import augment, bert, data, distil, knowledge, profiles
+from kdutils.experiments import probes
+from kdutils.knowledge import Draws, Selective, assignment, constant, feak, fink, relk, resk, selection
+from kdutils.records import Store, look_up
+from kdutils.teacher import Signals, ask
+
+torch.set_num_threads(1)
+LN2, LN3 = math.log(2), math.log(3)
+# Two rows, embeddings and two layers, width 3.
+STUDENT = torch.tensor([[[9.0, 9, 9], [3, 0, 0], [0, 2, 0]], [[9, 9, 9], [0, 1, 0], [1, 1, 1]]])
+# The same for a four-layer teacher, whose layers 2 and 4 are assigned to the student's.
+TEACHER = torch.tensor([[[7.0, 7, 7], [7, 7, 7], [0, 5, 0], [1, 0, 1], [0, 8, 0]],
+                        [[7, 7, 7], [7, 7, 7], [0, -4, 0], [2, 0, 0], [3, 3, 3]]])
+
+
+def test_finetune_knowledge_by_hand():
+    logits = torch.tensor([[1.0, 2, 1], [3, 1, 4]]).log()  # probabilities 1/4 2/4 1/4 and 3/8 1/8 4/8
+    labels = torch.tensor([1, 0])
+    assert float(fink(logits, labels)) == pytest.approx((LN2 + math.log(8 / 3)) / 2)
+    assert float(fink(logits, labels, literal=True)) == pytest.approx(LN2)  # the second row is predicted wrongly
+    assert float(fink(torch.tensor([[1.0], [4.0]]), torch.tensor([0.0, 2.0]))) == pytest.approx((1 + 4) / 2)
+
+
+def test_response_knowledge_by_hand():
+    student = 2 * torch.tensor([[1.0, 1, 2], [1, 1, 1]]).log()  # at temperature 2: 1/4 1/4 1/2, and uniform
+    teacher = 2 * torch.tensor([[4.0, 1, 1], [1, 1, 1]]).log()  # 2/3 1/6 1/6, and uniform
+    forward = 2 / 3 * math.log(8 / 3) + 1 / 6 * math.log(2 / 3) + 1 / 6 * math.log(1 / 3)
+    backward = 1 / 4 * math.log(3 / 8) + 1 / 4 * math.log(3 / 2) + 1 / 2 * LN3
+    assert float(resk(student, teacher, tau=2.0)) == pytest.approx(4 * forward / 2, rel=1e-5)
+    assert float(resk(student, teacher, tau=2.0, literal=True)) == pytest.approx(backward, rel=1e-5)
+    assert float(resk(torch.tensor([[1.0]]), torch.tensor([[4.0]]), tau=2.0)) == 9.0
+
+
+def test_feature_knowledge_by_hand():
+    distances = [math.sqrt(2), 0.0, 2.0, 0.0]  # orthogonal, same direction; opposite, same direction
+    assert float(feak(STUDENT, TEACHER, (2, 4))) == pytest.approx(sum(distances) / 4, abs=1e-5)
+    assert float(feak(STUDENT, TEACHER, (2, 4), literal=True)) == pytest.approx(sum(distances), abs=1e-5)
+
+
+def test_feature_knowledge_has_a_gradient_where_student_and_teacher_agree():
+    student = torch.ones(2, 3, 3, requires_grad=True)
+    feak(student, torch.ones(2, 3, 3), (1, 2)).backward()
+    assert torch.isfinite(student.grad).all()
+
+
+def test_relation_knowledge_by_hand():
+    # Row 1: (3,0,0)(0,2,0)^T has a single entry 6, (0,5,0)(1,0,1)^T two of 5; all are divided by d = 3.
+    # Row 2: (0,1,0)(1,1,1)^T is a row of ones, (0,-4,0)(2,0,0)^T one entry -8 in the same row: 9, 1, 1 apart.
+    rows = [(36 + 25 + 25) / 9 / 9, (81 + 1 + 1) / 9 / 9]
+    assert float(relk(STUDENT, TEACHER, (2, 4))) == pytest.approx(sum(rows) / 2)
+    assert float(relk(STUDENT, TEACHER, (2, 4), literal=True)) == pytest.approx(sum(rows))
+
+
+def test_relation_knowledge_equals_explicit_fsp_matrices():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(5, 4, 16, generator=generator), torch.randn(5, 7, 16, generator=generator)
+    student.requires_grad_()
+    assigned = assignment(3, 6)
+
+    def fsp(h1, h2):
+        return h1[:, :, None] * h2[:, None, :] / h1.shape[-1]
+
+    pairs = [torch.nn.functional.mse_loss(fsp(student[:, i], student[:, i + 1]), fsp(teacher[:, a], teacher[:, a + 1]))
+             for i, a in enumerate(assigned[:-1], 1)]
+    explicit = torch.stack(pairs).mean()
+    ours = relk(student, teacher, assigned)
+    torch.testing.assert_close(ours, explicit)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (ours, explicit)))
+
+
+@pytest.mark.parametrize("student, teacher, layers", [(3, 12, (4, 8, 12)), (6, 12, (2, 4, 6, 8, 10, 12)),
+                                                      (3, 6, (2, 4, 6)), (4, 6, (2, 3, 5, 6)), (2, 2, (1, 2))])
+def test_assignment(student, teacher, layers):
+    assert assignment(student, teacher) == layers
+
+
+@pytest.mark.parametrize("student", [1, 7])
+def test_assignment_names_the_allowed_depths(student):
+    with pytest.raises(ValueError, match=rf"student layers: got {student}; allowed: 2\.\.6"):
+        assignment(student, 6)
+
+
+# ------------------------------------------------------------------------------------------------------------ selection
+
+
+@pytest.fixture(scope="module")
+def setup():
+    """A tiny teacher, its signals on the synthetic task, and the settings of a short run."""
+    settings = replace(profiles.settings("smoke", "synthetic"), rows=96, epochs=1, batch_size=32)
+    task = data.load("synthetic", settings)
+    model = bert.load("tiny", 2, seed=0)
+    return settings, task, model, ask(model, task.train, states=True)
+
+
+def distilled(setup, select, **options):
+    settings, task, model, signals = setup
+    student = bert.keep_layers(model, settings.layers)
+    selective = Selective(signals, assignment(2, 4), select, tau=2.0, **options)
+    outcome = distil.train(student, task.train, selective, settings, seed=0)
+    return student, selective, outcome
+
+
+def test_a_selection_of_zeros_trains_nothing(setup):
+    settings, _, model, _ = setup
+    student, selective, outcome = distilled(setup, constant((0, 0, 0, 0)))
+    start = bert.keep_layers(model, settings.layers)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), start.parameters(), strict=True))
+    assert selective.report()["skipped"] == outcome.steps == 3 and outcome.losses["loss"] == 0
+    trained, *_ = distilled(setup, constant((1, 0, 0, 0)))
+    assert not torch.equal(trained.classifier.weight, start.classifier.weight)
+
+
+def test_what_is_not_selected_gives_no_gradient(setup):
+    """Feature knowledge alone never reaches the classifier: not even weight decay moves it."""
+    settings, _, model, _ = setup
+    student, *_ = distilled(setup, constant(selection("FeaK")))
+    assert torch.equal(student.classifier.weight, model.classifier.weight)
+    assert not torch.equal(student.bert.encoder.layer[0].output.dense.weight,
+                           model.bert.encoder.layer[0].output.dense.weight)
+
+
+def test_losses_are_divided_by_their_mean_over_the_first_steps():
+    states = torch.zeros(1, 3, 2)
+    signals = Signals(torch.zeros(1, 1), torch.ones(1, 5, 2).bfloat16())
+    selective = Selective(signals, (2, 4), constant((0.5, 0, 0, 0)), tau=1.0, weights=(3, 1, 1, 1), first=2)
+    batch = {"labels": torch.tensor([0.0]), "index": torch.tensor([0])}
+    losses = [float(selective(batch, torch.tensor([[z]]), states)["loss"]) for z in (1.0, 3.0, 2.0)]
+    # Squared errors 1, 9, 4; divisors 1, (1 + 9) / 2, 5; times an action of 0.5 and a weight of 3.
+    assert losses == pytest.approx([1.5 * 1, 1.5 * 9 / 5, 1.5 * 4 / 5])
+    selective.first = 0
+    assert float(selective(batch, torch.tensor([[2.0]]), states)["loss"]) == pytest.approx(6.0)
+
+
+def test_report_holds_mean_actions_by_thirds(setup):
+    _, selective, _ = distilled(setup, lambda step, student, teacher: (step == 0, step == 1, 0.5, 0))
+    assert selective.report()["chosen"] == {"FinK": [1, 0, 0], "ResK": [0, 1, 0], "FeaK": [0.5] * 3, "RelK": [0] * 3}
+
+
+def test_random_draws_depend_on_the_draw_and_not_on_the_seed(setup):
+    sequences = []
+    for seed, draw in ((1, 7), (2, 7), (2, 8)):
+        torch.manual_seed(seed)
+        policy = Draws(draw)
+        sequences.append([policy(step) for step in range(300)])
+    first, again, other = sequences
+    assert first == again != other
+    assert set(first) == set(knowledge.CHOICES) and (0, 0, 0, 0) not in first
+
+
+def test_random_one_stops_selecting_after_the_first_epoch(setup):
+    _, selective, _ = distilled((replace(setup[0], epochs=3), *setup[1:]), Draws(0, until=3))
+    first, rest = selective.actions[:3], selective.actions[3:]
+    assert len(rest) == 6 and set(rest) == {(1, 1, 1, 1)}
+    assert first == [Draws(0)(0)] + first[1:] and set(first) != {(1, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("names", ["", "FinK&Fink", "all"])
+def test_unknown_knowledge_is_named(names):
+    with pytest.raises(ValueError, match="knowledge: got .*; allowed: FinK, ResK, FeaK, RelK"):
+        selection(names)
+
+
+# --------------------------------------------------------------------------------------------------------------- probes
+
+
+def test_students_start_from_the_first_to_the_last_layer_or_from_the_bottom():
+    assert [probes.positions(n, 6) for n in (2, 3, 4)] == [(1, 6), (1, 3, 6), (1, 2, 4, 6)]
+    assert probes.positions(3, 12, bottom=True) == (1, 2, 3)
+    with pytest.raises(ValueError, match="layers: got 1; allowed: 2..6"):
+        probes.positions(1, 6)
+
+
+def test_every_prefix_of_a_plan_compares_the_policies_fairly():
+    specs = probes.plan("mini", "mrpc")
+    assert len(set(specs)) == len(specs)
+    methods = [spec.method for spec in specs if spec.method in ("Random-All", "fixed-seed", "Random-One")]
+    for end in range(0, len(methods), 3 * probes.ROUND):
+        counts = {methods[:end].count(name) for name in ("Random-All", "fixed-seed", "Random-One")}
+        assert len(counts) == 1
+    assert methods.count("Random-All") == probes.REPEATS == 200
+
+
+def test_the_null_differs_from_fixed_knowledge_in_its_seeds_only():
+    specs = probes.plan("mini", "mrpc")
+    fixed = {s.seed for s in specs if s.method == "fixed" and s.args["knowledge"] == probes.ALL}
+    null = {s.seed for s in specs if s.method == "fixed-seed"}
+    assert fixed and not fixed & null
+
+
+def test_replays_take_the_best_and_the_middle_sequences_once_all_are_there():
+    first = [s for s in probes.plan("demo", "rotten") if s.method == "Random-All"]
+    assert probes.replays("demo", "rotten") == []
+    for spec, score in zip(first, (0.6, 0.9, 0.7), strict=True):
+        Store().put(spec, {"best": {"epoch": 1, "dev": {"accuracy": score}}}, 1.0)
+    chosen = {s.args["was"]: s.args["draw"] for s in probes.replays("demo", "rotten")}
+    assert chosen == {"best": 1, "middle": 2}
+    assert all(s.seed >= probes.REPLAY_SEED for s in probes.replays("demo", "rotten"))
+
+
+@pytest.mark.parametrize("profile, task", list(probes.WEIGHTS))
+def test_the_weights_are_those_of_the_best_trial_on_held_out_rows(profile, task):
+    trials = [s for s in probes.plan(profile, task) if s.method == "tuning"]
+    records, missing = look_up(trials)
+    assert not missing
+    scores = {}
+    for record in records:
+        weights = tuple(record["spec"]["args"]["weights"])
+        scores[weights] = scores.get(weights, 0) + record["metrics"]["held"][profiles.tasks.get(task).verdict_metric]
+    assert probes.WEIGHTS[profile, task] == max(scores, key=scores.get)
+
+
+# --------------------------------------------------------------------------------------------------------- augmentation
+
+TEXT = ["[CLS]", "[SEP]", "good", "great", "fine", "bad", "the", "##ly", "film", "7"]
+ALONG = torch.tensor([[0.0, 0], [0, 0], [1, 0], [1, 0.1], [1, 0.3], [-1, 0], [0, 1], [0.9, 0.4], [0, -1], [1, 0.05]])
+
+
+def test_only_whole_words_of_letters_that_are_no_stop_words_are_replaced():
+    row = [0, 6, 2, 7, 8, 9, 5, 1]  # [CLS] the good ##ly film 7 bad [SEP]
+    assert augment.spans(row, TEXT) == [(2, 4), (4, 5), (6, 7)]
+
+
+def test_neighbours_are_the_nearest_other_words():
+    near = augment.Neighbours(ALONG, TEXT, count=2)
+    assert near.of((2,)) == [3, 4]
+    assert near.of((2, 7)) == [3, 4] or near.of((2, 7)) == [4, 3]  # the mean of its pieces
+    assert 5 not in near.of((2,)) and 9 not in near.of((2,))
+
+
+def test_augmented_rows_keep_labels_lengths_and_everything_else():
+    rows = data.Encoded(torch.tensor([[0, 6, 2, 7, 8, 1], [0, 5, 1, 0, 0, 0]]).int(),
+                        torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0]]).to(torch.int8), torch.tensor([6, 3]),
+                        torch.tensor([1, 0]))
+    near = augment.Neighbours(ALONG, TEXT, count=2)
+    made = augment.augment(rows, TEXT, near, copies=40, seed=0)
+    assert len(made) == 2 * 41 and made.labels.tolist() == [1] * 41 + [0] * 41
+    assert torch.equal(made.ids[0], rows.ids[0]) and torch.equal(made.ids[41, :3], rows.ids[1, :3])
+    long = [(a[:n], b[:n]) for a, b, n in zip(made.ids[:41].tolist(), made.segments[:41].tolist(), made.lengths[:41],
+                                              strict=True)]
+    assert {n for n in made.lengths[:41].tolist()} == {5, 6}  # "good ##ly" becomes one piece, or stays
+    for ids, segments in long:
+        assert ids[:2] == [0, 6] and ids[-1] == 1 and segments[-2:] == [1, 1] and sum(segments) == 2
+    changed = sum(len(ids) == 5 for ids, _ in long) / 40
+    assert 0.2 < changed < 0.6  # the chance is 0.4
+    again = augment.augment(rows, TEXT, near, copies=40, seed=0)
+    assert again.fingerprint() == made.fingerprint() != augment.augment(rows, TEXT, near, 40, seed=1).fingerprint()
+
+
+def test_a_masked_language_model_fills_the_words_of_the_task_only(tmp_path):
+    from transformers import BertForMaskedLM
+
+    torch.manual_seed(0)
+    config = bert.tiny_config(vocabulary=30)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    model = augment.masked_lm(str(tmp_path))
+    vocabulary = torch.arange(0, 30, 3)  # ten of the model's ids are the task's
+    with torch.no_grad():
+        model.cls.predictions.bias.zero_()
+        model.cls.predictions.bias[torch.tensor([6, 9, 12, 7])] = torch.tensor([90.0, 80.0, 70.0, 99.0])
+    likely = augment.Likely(model, vocabulary, mask=4, text=TEXT, count=4)
+    assert likely.of([0, 2, 5, 1], [1, 2]) == {1: [3, 4], 2: [2, 3, 4]}  # 7 is no id of the task; never the word itself
+
+
+def test_a_checkpoint_without_a_language_model_head_has_none(tmp_path):
+    from transformers import BertModel
+
+    BertModel(bert.tiny_config()).save_pretrained(tmp_path)
+    assert augment.masked_lm(str(tmp_path)) is None

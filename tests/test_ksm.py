@@ -1,0 +1,332 @@
+"""The knowledge selection module: rewards, targets, updates, episodes, and its runs' plan."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kdutils import agents, bert, data, distil, knowledge, ksm, profiles
+from kdutils.agents import Agent, Choices, Memory, Step, hard_action, literal_losses, novelty, td_target
+from kdutils.experiments import ksm as runs
+from kdutils.teacher import ask
+
+torch.set_num_threads(1)
+WIDTH, BATCH = 6, 4
+
+
+def some_states(seed=0, count=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, BATCH, WIDTH, generator=generator) for _ in range(count)]
+
+
+# -------------------------------------------------------------------------------------------- rewards, targets, actions
+
+
+def three_steps(**choices):
+    """An episode of three steps in phases of two, on a student whose quality is given."""
+    qualities = iter([-1.0, -0.7, -0.6])
+    agent = Agent(WIDTH, BATCH, Choices(phase=2, minibatch=2, **choices), seed=0)
+    learning = ksm.Learning(agent, lambda model: next(qualities), total=3)
+    learning.begin(None)
+    for step, (student, teacher) in enumerate(some_states(count=3)):
+        learning(step, student, teacher)
+        learning.after_step(step + 1, None)
+    return agent, learning
+
+
+def test_phase_rewards_of_a_three_step_episode():
+    agent, learning = three_steps()
+    assert learning.rewards == pytest.approx([0.3, 0.1])  # minus 1 to minus 0.7 over two steps, then to minus 0.6
+    assert [s.shared for s in agent.memory.steps] == pytest.approx([0.15, 0.15, 0.1])
+    assert [s.done for s in agent.memory.steps] == [False, False, True]
+    assert [s.explored > 0 for s in agent.memory.steps] == [False, False, True]  # there is no phase before the first
+    assert agent.scale == pytest.approx(0.2 / 2**0.5)
+    assert learning.report()["quality"] - learning.report()["start"] == pytest.approx(0.4)
+
+
+def test_without_phases_every_step_is_rewarded():
+    qualities = iter([0.0, 1.0, 3.0, 2.0])
+    agent = Agent(WIDTH, BATCH, Choices(phase=2, multi_phase=False, exploration=False, minibatch=2), seed=0)
+    learning = ksm.Learning(agent, lambda model: next(qualities), total=3)
+    learning.begin(None)
+    for step, (student, teacher) in enumerate(some_states(count=3)):
+        learning(step, student, teacher)
+        learning.after_step(step + 1, None)
+    assert [s.shared for s in agent.memory.steps] == [1.0, 2.0, -1.0]
+    assert {s.explored for s in agent.memory.steps} == {0.0}
+
+
+def test_temporal_difference_targets_of_a_three_step_episode():
+    targets = td_target(torch.tensor([0.15, 0.15, 0.1]), torch.tensor([1.0, 2.0, 3.0]),
+                        torch.tensor([False, False, True]), gamma=0.5)
+    torch.testing.assert_close(targets, torch.tensor([0.65, 1.15, 0.1]))
+
+
+def test_the_papers_critic_losses_by_hand():
+    values = torch.tensor([3.0, 2.0, 1.0], requires_grad=True)
+    last = torch.tensor(0.5, requires_grad=True)
+    phase, explored = literal_losses(values, last, torch.tensor([0.1, 0.2, 0.3]), reward=1.0, gamma=0.5)
+    # Eq. 11: (3 - 2) / 1, (2 - 1) / 0.5, (1 - 0.5) / 0.25 sum to 5. Eq. 8: 0.1 + 2, 0.1 + 1, 0.075 + 0.5.
+    assert phase.item() == pytest.approx((1 - 5) ** 2)
+    assert explored.item() == pytest.approx((0.9**2 + 0.9**2 + 0.425**2) / 3)
+    assert torch.autograd.grad(phase + explored, last, allow_unused=True) == (None,)
+
+
+def test_undiscounted_phase_rewards_telescope():
+    """Why the paper's eq. 10 gives no credit inside a phase: at gamma = 1 only its two ends have a gradient."""
+    values = torch.tensor([3.0, 2.0, 1.0], requires_grad=True)
+    phase, _ = literal_losses(values, torch.tensor(0.5), torch.zeros(3), reward=1.0, gamma=1.0)
+    assert torch.autograd.grad(phase, values)[0].tolist() == [3.0, 0.0, 0.0]
+
+
+def test_exploration_rewards_by_hand():
+    before = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]])
+    action = torch.tensor([1.0, 0, 0, 0])
+    assert novelty(action, before, 0.1, hard=True) == pytest.approx(0.1 * (1 - 2 / 4))
+    assert novelty(action, before, 0.2, hard=False) == pytest.approx(0.2 * (1 - (1 + 0 + 0.5**0.5 + 1) / 4))
+    assert novelty(action, before[:0], 0.1, hard=False) == 0.0
+
+
+def test_hard_actions_reach_their_threshold():
+    assert hard_action(torch.tensor([0.0, 0.19, 0.2, 0.9]), 0.2).tolist() == [0, 0, 1, 1]
+
+
+def test_hard_learning_shows_the_student_g_of_a_and_the_critic_a():
+    agent, learning = three_steps(hard=True, threshold=0.5)
+    assert all(set(a.tolist()) <= {0.0, 1.0} for a in learning.actions)
+    for step, taken in zip(agent.memory.steps, learning.actions, strict=True):
+        assert torch.equal(hard_action(step.action, 0.5), taken) and not torch.equal(step.action, taken)
+
+
+@pytest.mark.parametrize("change, message", [({"threshold": 2}, "threshold: got 2"), ({"phase": 0}, "phase, episodes"),
+                                             ({"reward": "f2"}, "reward: got 'f2'; allowed: loss, accuracy, f1")])
+def test_choices_name_what_is_allowed(change, message):
+    with pytest.raises(ValueError, match=message):
+        Choices(**change)
+
+
+# -------------------------------------------------------------------------------------------------- memory and networks
+
+
+def test_memory_gives_rewarded_steps_and_their_successors():
+    memory, generator = Memory(4), torch.Generator().manual_seed(0)
+    steps = [Step(None, None, None, 0.0, shared=float(i)) for i in range(5)]
+    steps[2].done, steps[4].shared = True, None
+    for step in steps:
+        memory.push(step)
+    assert memory.steps == steps[1:]  # the oldest is gone
+    drawn = {(a.shared, b.shared) for a, b in zip(*memory.sample(100, generator), strict=True)}
+    assert drawn == {(1.0, 2.0), (2.0, 2.0), (3.0, None)}  # an episode's last step is followed by itself
+    steps[4].shared = 4.0
+    assert max(a.shared for a in memory.sample(100, generator)[0]) == 3.0  # the newest has no successor yet
+    with pytest.raises(ValueError, match="memory: got no rewarded step"):
+        Memory(4).sample(1, generator)
+
+
+def test_networks_have_the_papers_sizes():
+    agent = Agent(768, 32, Choices(), seed=0)
+    assert [m.out_features for m in agent.selector.actor if hasattr(m, "out_features")] == [256, 256, 4]
+    assert agent.selector.state_size == 32 * 2 * 8
+    assert [m.in_features for m in agent.critic if hasattr(m, "in_features")] == [516, 256, 256]
+    assert [m.out_features for m in agent.selector.student_features if hasattr(m, "out_features")] == [64, 8]
+
+
+def test_a_selector_is_the_same_after_it_was_saved(tmp_path):
+    selector = Agent(WIDTH, BATCH, Choices(), seed=3).selector
+    agents.save(selector, tmp_path / "selector.safetensors")
+    (states,) = some_states()
+    again = agents.restore(tmp_path / "selector.safetensors")
+    assert torch.equal(selector(*states[:, None]), again(*states[:, None]))
+    with pytest.raises(ValueError, match=r"states: got \(1, 3, 6\) .*; allowed: twice \(n, 4, 6\)"):
+        again(states[None, 0, :3], states[None, 1, :3])
+
+
+def snapshot(agent):
+    return {name: copy.deepcopy(module.state_dict()) for name, module in
+            (("actor", agent.selector.actor), ("student", agent.selector.student_features),
+             ("teacher", agent.selector.teacher_features), ("critic", agent.critic))}
+
+
+def changed(agent, before):
+    now = snapshot(agent)
+    return {name for name in now if any(not torch.equal(now[name][k], before[name][k]) for k in now[name])}
+
+
+def test_the_actor_moves_the_students_features_and_the_critic_the_teachers(monkeypatch):
+    agent, _ = three_steps()
+    before = snapshot(agent)
+    student, teacher = (torch.stack(part) for part in zip(*some_states(count=3), strict=True))
+    agent._improve(student, teacher)
+    assert changed(agent, before) == {"actor", "student"}
+    monkeypatch.setattr(agent, "_improve", lambda *_: None)
+    before = snapshot(agent)
+    agent.learn()
+    assert changed(agent, before) == {"critic", "teacher"}
+    before = snapshot(agent)
+    agent.learn_literal(agent.memory.steps[:2], agent.memory.steps[2])
+    assert changed(agent, before) == {"critic", "teacher"}
+
+
+def test_the_actor_climbs_the_critic():
+    agent, _ = three_steps()
+    student, teacher = (torch.stack(part) for part in zip(*some_states(count=8), strict=True))
+
+    def value():
+        state = torch.cat(agent.selector.features(student, teacher), 1)
+        return float(agent.values(agent.critic, (state,), agent.selector(student, teacher)).mean().detach())
+
+    before = value()
+    for _ in range(20):
+        agent._improve(student, teacher)
+    assert value() > before
+
+
+def test_targets_follow_slowly():
+    agent, _ = three_steps()
+    target, source = agent.target[1][0].weight, agent.critic[0].weight
+    agent.critic[0].weight.data += 1.0
+    before = (source - target).clone()
+    agent._follow()
+    torch.testing.assert_close(source - target, before * 0.995)
+
+
+# ------------------------------------------------------------------------------------------------------------- episodes
+
+
+def toy(choices, seed=0):
+    """A student of one number that should become 1: three types bring it nearer, the fourth is poison and drives it
+    away. Returns the agent, its episodes and the student's end under a policy."""
+    agent = Agent(WIDTH, BATCH, choices, seed)
+
+    def play(policy, after_step=None, begin=None):
+        student, generator = torch.zeros(()), torch.Generator().manual_seed(seed)
+        if begin:
+            begin(student)
+        for step in range(64):
+            states = torch.randn(2, BATCH, WIDTH, generator=generator) + student
+            action = policy(step, *states)
+            student += 0.02 * (1 - student) * float(action[0] + action[1] + action[2] - 3 * action[3])
+            if after_step:
+                after_step(step + 1, student)
+        return float(student)
+
+    episodes = ksm.train(agent, lambda learning: play(learning, learning.after_step, learning.begin),
+                         lambda student: -abs(1 - float(student)), 64)
+    return agent, episodes, play
+
+
+LONG = Choices(phase=8, episodes=8, patience=8, exploration=False)
+
+
+def test_a_trained_actor_turns_poison_off_and_a_random_one_does_not():
+    agent, _, play = toy(LONG)
+    chosen = []
+    trained = ksm.Trained(agent.selector, LONG)
+    end = play(lambda *state: chosen.append(trained(*state)) or chosen[-1])
+    mean = torch.stack(chosen).mean(0).tolist()
+    assert mean[3] < 0.25 and min(mean[:3]) > mean[3] + 0.25
+    random = []
+    draws = knowledge.Draws(0, soft=True)
+    luck = play(lambda *state: random.append(draws(*state)) or random[-1])
+    assert 0.35 < torch.tensor(random).mean(0)[3] < 0.65
+    assert end > luck + 0.3
+
+
+def test_identical_seeds_give_identical_episodes():
+    short = replace(LONG, episodes=2)
+    untimed = [[{k: v for k, v in e.items() if k != "seconds"} for e in toy(short, seed)[1]] for seed in (1, 1, 2)]
+    assert untimed[0] == untimed[1] != untimed[2]
+
+
+def test_an_agent_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    agent = Agent(WIDTH, BATCH, Choices(), seed=1)
+    agent.act(*some_states()[0])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_stage_one_ends_when_students_get_no_better():
+    agent = Agent(WIDTH, BATCH, Choices(episodes=9, patience=2, phase=1, minibatch=1), seed=0)
+    ends = iter([0.1, 0.5, 0.4, 0.5, 0.9])
+
+    def episode(learning):
+        learning.begin(0.0)
+        learning(0, *some_states()[0])
+        learning.after_step(1, next(ends))
+
+    assert [r["quality"] for r in ksm.train(agent, episode, float, total=1)] == [0.1, 0.5, 0.4, 0.5]
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_both_stages_run_on_a_bert_and_stage_two_computes_no_reward(literal, tmp_path):
+    settings = replace(profiles.settings("smoke", "synthetic"), rows=128, epochs=2)
+    task, teacher = data.load("synthetic", settings), bert.load("tiny", 2, seed=0)
+    signals = ask(teacher, task.train, states=True)
+    choices = Choices(phase=3, episodes=2, warmup=2, literal=literal, minibatch=4)
+    asked = []
+
+    def distilled(policy, **options):
+        student = bert.keep_layers(teacher, settings.layers)
+        selective = knowledge.Selective(signals, (2, 4), policy, tau=2.0)
+        distil.train(student, task.train, selective, settings, seed=0, drop_last=True, **options)
+        return selective.actions, bert.weights_hash(student)
+
+    def episode(learning):
+        learning.begin(None)
+        distilled(learning, after_step=learning.after_step)
+
+    def measure(model):
+        asked.append(model)
+        return -1.0 / len(asked)
+
+    agent = Agent(32, 32, choices, seed=0)
+    episodes = ksm.train(agent, episode, measure, total=8)
+    assert [len(e["rewards"]) for e in episodes] == [3, 3]  # phases of three, three and two steps
+    assert len(asked) == 2 * 4 and len(agent.memory.steps) == 16
+    agents.save(agent.selector, tmp_path / "selector.safetensors")
+    (actions, weights), again = (
+        distilled(ksm.Trained(agents.restore(tmp_path / "selector.safetensors"), choices)) for _ in range(2))
+    assert len(asked) == 2 * 4 and again == (actions, weights)
+    assert len(actions) == 8 and len(set(actions)) == 8  # the action follows the state
+
+
+# ------------------------------------------------------------------------------------------------------------- the runs
+
+
+def test_the_headline_comparison_comes_first_and_gets_ten_seeds():
+    specs = runs.plan("mini", "mrpc")
+    assert len(set(specs)) == len(specs)
+    assert [s.method for s in specs[:5]] == ["finetune", *runs.HEADLINE]
+    assert {s.seed for s in specs[:25]} == set(range(5))
+    for method in runs.HEADLINE:
+        plain = [s for s in specs if s.method == method and set(s.args) <= {"episodes", "weights"}]
+        assert [s.seed for s in plain] == list(range(10))
+    assert runs.plan("mini", "stsb") == []
+
+
+def test_variants_never_share_a_methods_name_with_the_runs_that_claims_compare():
+    """A claim names a method and a few arguments; two runs of one seed would make it ambiguous."""
+    named = ("multi_phase", "exploration", "reward", "phase")
+    seen = [(s.method, s.seed, *(s.args.get(n) for n in named)) for s in runs.plan("mini", "mrpc")]
+    assert {s[0] for s in seen if seen.count(s) > 1} == {"KSM-threshold", "transfer"}
+
+
+def test_choices_of_a_run_are_those_of_its_arguments():
+    def of(method, **args):
+        return runs.choices(runs.make("mini", "mrpc", method, 0, **args))
+
+    assert of("KSM-soft") == Choices(episodes=4)
+    assert of("KSM-hard", layers=4) == Choices(episodes=4, hard=True)
+    assert of("KSM-soft", phase=64, exploration=False) == Choices(episodes=4, phase=64, exploration=False)
+    assert of("KSM-threshold", threshold=0.3) == Choices(episodes=4, hard=True, threshold=0.3)
+    assert of("KSM-literal") == Choices(episodes=4, literal=True)
+
+
+@pytest.mark.parametrize("source, expected", [("seed", ("mrpc", 1)), ("task", ("sst2", 0)), ("depth", ("mrpc", 0))])
+def test_a_transfer_names_the_run_whose_selector_it_tries(source, expected):
+    layers = {"layers": 4} if source == "depth" else {}
+    found = runs._source(runs.make("mini", "mrpc", "transfer", 0, source=source, **layers))
+    assert (found.task, found.seed) == expected and found.method == "KSM-soft"
+    assert found in runs.plan("mini", found.task)
