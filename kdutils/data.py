@@ -15,6 +15,7 @@ import torch
 from . import bert, synthetic, tasks
 from .profiles import Settings
 
+STRIDE = 8  # of batch widths: a CPU's matrix kernels are compiled anew, in some 20 ms each, for every new shape
 SST2_TEST = 5000  # rows of SST-2's train that no run trains on
 SST2_WORDS = 10  # shortest of them, in words
 
@@ -45,8 +46,9 @@ class Encoded:
         return hashlib.sha256(b"".join(p.numpy().tobytes() for p in parts)).hexdigest()[:16]
 
     def batch(self, rows: torch.Tensor, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-        """One batch, padded to its own longest row; `index` [b] holds the row numbers."""
-        width = int(self.lengths[rows].max())
+        """One batch, padded to its own longest row, rounded up to a multiple of `STRIDE`; `index` [b] holds the row
+        numbers."""
+        width = min(-(-int(self.lengths[rows].max()) // STRIDE) * STRIDE, self.ids.shape[1])
         mask = (torch.arange(width) < self.lengths[rows, None]).long()
         made = {
             "input_ids": self.ids[rows, :width].long(), "attention_mask": mask,
