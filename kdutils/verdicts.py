@@ -81,7 +81,8 @@ def measured(data: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.Ser
 
 
 def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataFrame:
-    """Of a grid over `sparsity` (one task, one student), the records that the protocol reports.
+    """Of a grid over `sparsity` (one task, one student; above 0, which is the dense teacher), the records that the
+    protocol reports.
 
     clean: one sparsity for all seeds, the best by its mean held-out metric, among those that five seeds ran (or as many
     as any has run, while there are fewer) and over the seeds that ran all of these.
@@ -94,27 +95,22 @@ def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataF
         return grid.loc[grid.groupby("seed")[by].idxmax()]
     table = grid.pivot_table(index="seed", columns="sparsity", values=by)
     ran = table.count()
-    enough = min(FEWEST, ran[ran.index > 0].max())
-    whole = table[ran.index[ran >= enough]].dropna()
+    whole = table[ran.index[ran >= min(FEWEST, ran.max())]].dropna()
     return grid[grid["sparsity"] == whole.mean().idxmax()] if len(whole) else grid.iloc[:0]
 
 
 def side(data: pd.DataFrame, where: dict[str, Any], metric: str, protocol: str) -> pd.DataFrame:
-    """The records of one side of a claim on one task: selected and, where it says so, chosen from a grid whose 0 %
-    is the method without STARK."""
+    """The records of one side of a claim on one task: selected and, where it says so, chosen from a grid."""
     found = select(data, where, protocol=[None, protocol])
-    if where.get("choose") != "sparsity":
-        return found
-    same_chapter = {"chapter": where["chapter"]} if "chapter" in where else {}
-    zero = select(data, where["zero"] | same_chapter, protocol=[None, protocol]).assign(sparsity=0.0)
-    grid = pd.concat([found[found["sparsity"] > 0], zero]) if len(found) else found
-    return chosen(grid, metric, protocol)
+    return chosen(found, metric, protocol) if where.get("choose") == "sparsity" else found
 
 
 def _values(data: pd.DataFrame, claim: dict, where: dict, task: str) -> pd.Series:
     metric = tasks.get(task).verdict_metric
     protocol = claim.get("protocol", "clean")
     records = side(data[data["task"] == task], where, metric, protocol)
+    if "value" in where:
+        return records.set_index("seed")[where["value"]] * 100 if len(records) else pd.Series(dtype=float)
     return measured(records, claim.get("measure", metric), protocol)
 
 

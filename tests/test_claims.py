@@ -3,9 +3,10 @@
 from collections import defaultdict
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from kdutils import claims, profiles, tasks
+from kdutils import claims, experiments, profiles, tasks, verdicts
 
 BOOK = claims.load()
 
@@ -137,3 +138,26 @@ def test_claims_are_complete_and_planned_as_the_design_says():
         if claim.get("measure") == "confidence":
             assert not any(tasks.get(task).regression for task in claim["tasks"])
     assert sum(bool(claim.get("headline")) for claim in BOOK["claims"]) >= 8
+
+
+def planned(profile):
+    """What the chapters plan, one row a run, with its arguments as columns."""
+    specs = [spec for chapter in experiments.written() for spec in experiments.plan(chapter, profile)]
+    return pd.DataFrame(
+        {"chapter": s.chapter, "task": s.task, "method": s.method, "seed": s.seed, "profile": profile} | s.args
+        for s in specs
+    )
+
+
+def test_every_claim_finds_its_runs_among_those_that_the_chapters_plan():
+    """At `mini` with as many seeds as the claim plans; what depends on a sparsity chosen from runs, at `smoke`."""
+    plans = pd.concat([planned("mini"), planned("smoke")], ignore_index=True)
+    for claim in BOOK["claims"]:
+        for side in (claim["a"], claim["b"]):
+            found = verdicts.select(plans, side, protocol=[None, claim.get("protocol", "clean")])
+            assert len(found), f"{claim['id']}: {side}"
+            if "choose" in side or claim["kind"] == "correlation":
+                continue
+            for task in claim["tasks"]:
+                seeds = found[(found["task"] == task) & (found["profile"] == "mini")]["seed"]
+                assert seeds.is_unique and len(seeds) >= claim["seeds"], f"{claim['id']} {task}: {side}"

@@ -20,11 +20,8 @@ METRIC = {"mrpc": "matthews", "sst2": "accuracy", "stsb": "spearman", "rte": "ac
 
 def runs(method, task, values, split="test", seeds=None, **args):
     """Records as `records.frame` gives them: one a value, which is a fraction."""
-    rows = [
-        {"method": method, "task": task, "seed": seed, f"{split}_{METRIC[task]}": value, **args}
-        for seed, value in zip(seeds or range(len(values)), values, strict=True)
-    ]
-    return pd.DataFrame(rows)
+    seeds = list(seeds or range(len(values)))
+    return pd.DataFrame({"method": method, "task": task, "seed": seeds, f"{split}_{METRIC[task]}": values, **args})
 
 
 def pair(task, differences, base=0.5, **more):
@@ -125,18 +122,18 @@ def test_nearly_is_judged_against_the_margin():
 
 # ---------------------------------------------------------------------------------------------- choosing a sparsity
 def grid(task="mrpc", held=None, seeds=5, test=0.6):
-    """STARK at three sparsities, with plain KD as 0 %; `held` gives each sparsity's mean held-out score."""
+    """STARK at two sparsities; `held` gives each one's mean held-out score."""
     rows = []
-    for sparsity, mean in (held or {0.0: 0.5, 0.3: 0.7, 0.6: 0.6}).items():
+    for sparsity, mean in (held or {0.3: 0.7, 0.6: 0.6}).items():
         for seed in range(seeds):
             fixed = {"task": task, "seed": seed, "student": "dropped", f"held_{METRIC[task]}": mean + 0.01 * seed}
-            fixed |= {f"test_{METRIC[task]}": test + sparsity / 10 + 0.001 * seed * (sparsity > 0)}
+            fixed |= {f"test_{METRIC[task]}": test + sparsity / 10 + 0.001 * seed}
             fixed[f"best_dev_{METRIC[task]}"] = mean if seed else 1 - mean
-            rows.append(fixed | ({"method": "STARK", "sparsity": sparsity} if sparsity else {"method": "KD"}))
+            rows.append(fixed | {"method": "STARK", "sparsity": sparsity})
     return pd.DataFrame(rows)
 
 
-STARK = {"method": "STARK", "args": {"student": "dropped"}, "choose": "sparsity", "zero": {"method": "KD"}}
+STARK = {"method": "STARK", "args": {"student": "dropped"}, "choose": "sparsity"}
 
 
 def test_the_clean_protocol_chooses_one_sparsity_by_the_mean_held_out_score():
@@ -157,26 +154,30 @@ def test_a_sparsity_that_few_seeds_ran_is_not_chosen_while_others_have_five():
     begun = grid(held={0.9: 0.99}, seeds=2)
     rows = verdicts.side(pd.concat([grid(), begun]), STARK, "matthews", "clean")
     assert set(rows["sparsity"]) == {0.3} and len(rows) == 5
-    kd = grid(held={0.0: 0.5})
-    rows = verdicts.side(pd.concat([kd, begun]), STARK, "matthews", "clean")
-    assert set(rows["sparsity"]) == {0.9} and len(rows) == 2  # too few to decide, and not plain KD in STARK's place
+    assert len(verdicts.side(begun, STARK, "matthews", "clean")) == 2
 
 
-def test_zero_sparsity_is_plain_kd_and_can_be_chosen():
-    rows = verdicts.side(grid(held={0.0: 0.9, 0.3: 0.7}), STARK, "matthews", "clean")
-    assert set(rows["method"]) == {"KD"}
-    claim = CLAIM | {"a": STARK, "b": {"method": "KD"}}
-    nearly = claim | {"kind": "nearly", "margin": 0.5}
-    for one in (claim, nearly):  # the same runs on both sides say nothing, not even that they are alike
-        row = judged(grid(held={0.0: 0.9, 0.3: 0.7}), one)["pooled"]
+def test_the_same_runs_on_both_sides_decide_nothing():
+    """As when two scores remove the same heads: not even that they are alike."""
+    nearly = CLAIM | {"kind": "nearly", "margin": 0.5, "a": STARK, "b": STARK}
+    for claim in (nearly, nearly | {"kind": "beats", "margin": 0.0}):
+        row = judged(grid(), claim)["pooled"]
         assert (row["effect"], row["n"], row["verdict"]) == (0.0, 5, "undecided") and np.isnan(row["p"])
+
+
+def test_a_claim_about_a_recorded_value_in_place_of_a_metric():
+    values = {"extra_p": [0.30, 0.31, 0.29, 0.32, 0.30], "extra_q": [0.20, 0.22, 0.21, 0.20, 0.19]}
+    data = runs("A", "mrpc", [0.5] * 5, **values)
+    sides = {name: {"method": "A", "value": f"extra_{column}"} for name, column in (("a", "p"), ("b", "q"))}
+    row = judged(data, CLAIM | sides)["pooled"]
+    assert (row["effect"], row["verdict"]) == (pytest.approx(10.0), "holds")
 
 
 def test_the_papers_protocol_chooses_for_each_seed_on_dev_and_reports_there():
     data = grid()
     rows = verdicts.side(data, STARK, "matthews", "paper").sort_values("seed")
-    assert rows["sparsity"].tolist() == [0.0, 0.3, 0.3, 0.3, 0.3]  # seed 0 was best without sparsity
-    assert verdicts.measured(rows, "matthews", "paper").tolist() == pytest.approx([50, 70, 70, 70, 70])
+    assert rows["sparsity"].tolist() == [0.6, 0.3, 0.3, 0.3, 0.3]  # seed 0 was best at another sparsity
+    assert verdicts.measured(rows, "matthews", "paper").tolist() == pytest.approx([40, 70, 70, 70, 70])
 
 
 def test_the_records_of_the_other_protocol_are_left_out():
@@ -237,10 +238,10 @@ def test_a_correlation_claim_over_tasks_and_students():
     peaks = [0.31, 0.62, 0.58, 0.33, 0.29, 0.61]
     parts = []
     for (task, student), best, peak in zip(sparsities, sparsities.values(), peaks, strict=True):
-        held = {0.0: 0.5, 0.3: 0.6, 0.6: 0.6} | {best: 0.9}
+        held = {0.3: 0.6, 0.6: 0.6} | {best: 0.9}
         parts.append(grid(task, held).assign(student=student))
         parts.append(runs("Auto", task, [0.5] * 5, student=student, extra_sparsity=peak))
-    b = {"method": "STARK", "choose": "sparsity", "zero": {"method": "KD"}}
+    b = {"method": "STARK", "choose": "sparsity"}
     claim = {"id": "r", "kind": "correlation", "seeds": 6, "tasks": ["mrpc", "sst2", "stsb"], "b": b}
     claim["a"] = {"method": "Auto", "value": "extra_sparsity"}
     (row,) = verdicts.judge(pd.concat(parts), claim, "mini")
