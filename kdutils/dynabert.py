@@ -48,8 +48,9 @@ class Slice(nn.Module):
 
 
 def _view(model):
-    """Modules of its own on the same parameters."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    """Layers of its own on the same parameters, above the same embeddings."""
+    shared = {id(p): p for p in model.parameters()}
+    return copy.deepcopy(model, shared | {id(model.bert.embeddings): model.bert.embeddings})
 
 
 def widths_of(model, width: float) -> tuple[int, int]:

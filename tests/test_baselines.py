@@ -192,6 +192,7 @@ def test_a_pruned_student_stands_inside_its_assistant():
 def step_ahead(student, teacher, rows, quiz, rate, tau):
     """L_quiz(S') by a real, detached step on a copy of the student."""
     ahead = copy.deepcopy(student)
+    ahead.bert.embeddings.word_embeddings.sparse = False
     told = bert.forward(teacher, rows)[0].detach()
     losses.stark(bert.forward(ahead, rows)[0], told, rows["labels"], tau)["loss"].backward()
     with torch.no_grad():
@@ -201,12 +202,14 @@ def step_ahead(student, teacher, rows, quiz, rate, tau):
         return float(losses.hard(bert.forward(ahead, quiz)[0], quiz["labels"]))
 
 
-@pytest.mark.parametrize("outputs", [2, 1])
-def test_metakds_gradient_goes_through_the_students_step(outputs):
-    """Against differences of the whole bilevel function along its own gradient."""
+@pytest.mark.parametrize(("outputs", "sparse"), [(2, False), (1, False), (2, True)])
+def test_metakds_gradient_goes_through_the_students_step(outputs, sparse):
+    """Against differences of the whole bilevel function along its own gradient. `sparse`: with row-wise gradients of
+    the student's word embeddings, which `distil.train` gives them on a CPU."""
     labels = [None, None] if outputs == 2 else [torch.rand(5), torch.rand(5)]
     student, teacher = model(outputs, seed=1, layers=1), model(outputs, seed=2, layers=2)
     rows, quiz, rate, tau = batch(labels=labels[0]), batch(labels=labels[1], seed=9), 0.05, 2.0
+    student.bert.embeddings.word_embeddings.sparse = sparse
     before = bert.weights_hash(student), bert.weights_hash(teacher)
     gradient, value = metakd.teacher_gradient(student, teacher, rows, quiz, rate, tau)
     assert (bert.weights_hash(student), bert.weights_hash(teacher)) == before
@@ -301,6 +304,22 @@ def test_elastic_without_classes_has_hidden_states_only():
     terms = dynabert.Elastic([(made, range(1, 5))], teacher, 0.1)(rows, *bert.forward(made, rows, tokens=True))
     assert set(terms) == {"loss", "hidden"}
     torch.testing.assert_close(terms["loss"], 0.1 * terms["hidden"])
+
+
+def test_both_stages_train_with_the_loop_that_trains_everything():
+    """`distil.train` gives word embeddings row-wise gradients on a CPU, from all sub-networks at once."""
+    from kdutils import distil, profiles
+
+    rows, settings = batch(12), profiles.Settings(epochs=2, batch_size=6, lr=1e-2, precision="fp32")
+    data = Encoded(rows["input_ids"].int(), rows["token_type_ids"].to(torch.int8), rows["attention_mask"].sum(1),
+                   rows["labels"])
+    made, every = model(seed=1), range(1, LAYERS + 1)
+    before = made.bert.embeddings.word_embeddings.weight.clone()
+    views = [(made, every), (dynabert.narrow(made, 0.5), every), (dynabert.shallow(made, (1, 4)), (1, 4))]
+    took = distil.train(made, data, dynabert.Elastic(views, model(seed=2), 0.1), settings, seed=0, device="cpu")
+    assert took.curve[-1][1] < took.curve[0][1] and not torch.equal(made.bert.embeddings.word_embeddings.weight, before)
+    for view, _ in views[1:]:
+        assert torch.equal(view.bert.embeddings.word_embeddings.weight, made.bert.embeddings.word_embeddings.weight)
 
 
 def test_a_width_outside_is_an_error_of_one_line():
