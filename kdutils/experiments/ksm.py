@@ -9,7 +9,7 @@ from kdutils.experiments import common, probes
 from kdutils.records import Spec, Store, run_once
 
 CHAPTER = "06_ksm"
-EPISODES = {"smoke": 2, "demo": 2, "mini": 4}  # of stage one; ten elsewhere
+EPISODES = {"smoke": 1, "demo": 1, "mini": 4}  # of stage one; ten elsewhere
 REWARD_ROWS = 256  # held-out rows that a reward is computed on
 ALPHA, BETA = 0.5, 100.0  # weight of the teacher's part in vanilla KD and PKD; of PKD's patience term
 QUERIED = 0.5  # share of a batch on which Dynamic KD asks the teacher
@@ -47,16 +47,19 @@ def plan(profile: str, task: str) -> list[Spec]:
     def by_seed(methods, seeds=few, **args):
         return [spec for seed in seeds for method in methods for spec in specs(method, [seed], **args)]
 
-    main = by_seed(("finetune", *HEADLINE)) + by_seed(HEADLINE, more) + by_seed(OTHERS)
-    ablations = [spec for change in ABLATIONS for spec in specs("KSM-soft", **change)]
-    ablations += [spec for value in THRESHOLDS for spec in specs("KSM-threshold", threshold=value)]
+    main = by_seed(("finetune", *HEADLINE)) + by_seed(HEADLINE, more)
+    if profile == "demo":
+        return main
+    ablations = [spec for change in ABLATIONS[-2 if small else 0 :] for spec in specs("KSM-soft", **change)]
+    ablations += [spec for value in THRESHOLDS[1 if small else 0 :] for spec in specs("KSM-threshold", threshold=value)]
     ablations += specs("KSM-literal")
     other = probes.other_depth(profile, task)
-    deeper = by_seed(DEPTHS[:4] if small else DEPTHS, layers=other)
-    sources = ["seed", *(["task"] if SOURCES.get(task) in profiles.task_names(profile) else [])]
-    transfers = [spec for source in sources for spec in specs("transfer", source=source)]
+    transfers = [] if small else specs("transfer", source="seed")
+    if SOURCES.get(task) in profiles.task_names(profile):
+        transfers += specs("transfer", source="task")
     transfers += specs("transfer", source="depth", layers=other)
-    return [*main, *ablations, *transfers, *deeper, *by_seed(AUGMENTED)]
+    depths = by_seed(DEPTHS[: 1 if small else None], layers=other)
+    return [*main, *by_seed(OTHERS), *ablations, *transfers, *depths, *by_seed(AUGMENTED)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -71,7 +74,7 @@ def run(spec: Spec) -> dict:
         made, method = _augmented(spec, made), method.removesuffix("-augmented")
         if method == "KSM-soft":
             method = "transfer"
-    plain = {"finetune": _fine_tuning, "vanilla-KD": vanilla_kd, "PKD": pkd, "Dynamic-KD": dynamic_kd}
+    plain = {"finetune": _fine_tuning, "vanilla-KD": _vanilla_kd, "PKD": _pkd, "Dynamic-KD": dynamic_kd}
     if method in plain:
         return _distil(spec, made, plain[method](made))
     if method in KSM:
@@ -89,7 +92,10 @@ def run(spec: Spec) -> dict:
 
 def _distil(spec: Spec, made: common.Bench, objective) -> dict:
     """Every run of the chapter drops an epoch's last rows where they fill no batch: a selector cannot read them."""
-    return common.distil_student(made, probes.student(spec, made), objective, spec.seed, drop_last=True)
+    from kdutils.experiments import stark_teachers
+
+    outcome = common.distil_student(made, probes.student(spec, made), objective, spec.seed, drop_last=True)
+    return outcome | {"extra": outcome["extra"] | stark_teachers.about(made)}
 
 
 def _select(spec: Spec, made: common.Bench, policy) -> dict:
@@ -208,31 +214,19 @@ def _fine_tuning(made: common.Bench):
     return distil.fine_tuning()
 
 
-def vanilla_kd(made: common.Bench):
-    """Hinton's objective, `losses.kd`, at alpha = 0.5 and the profile's temperature."""
-    from kdutils import distil, losses
+def _vanilla_kd(made: common.Bench):
+    """Hinton's objective at alpha = 0.5 and the profile's temperature."""
+    from kdutils import peakd
 
-    told, tau = made.signals["train"], made.settings.tau
-
-    def loss(batch, logits, _):
-        return losses.kd(logits, told.logits[batch["index"]], batch["labels"], ALPHA, tau)
-
-    return distil.Plain(loss)
+    return peakd.objective(made.signals["train"], [], ALPHA, made.settings.tau)
 
 
-def pkd(made: common.Bench):
-    """PKD-skip: vanilla KD and `BETA` times `losses.patience` of all layers but the last."""
-    from kdutils import distil, knowledge, losses
+def _pkd(made: common.Bench):
+    """PKD-skip: vanilla KD and `BETA` times the distance of normalised [CLS] states of all layers but the last."""
+    from kdutils import knowledge, peakd
 
-    assigned = list(knowledge.assignment(len(made.settings.layers), made.settings.depth)[:-1])
-
-    def loss(batch, logits, states):
-        told = made.signals["train"].at(batch["index"])
-        terms = losses.kd(logits, told.logits, batch["labels"], ALPHA, made.settings.tau)
-        patience = losses.patience(states[:, 1:-1], told.states[:, assigned])
-        return terms | {"loss": terms["loss"] + BETA * patience, "patience": patience}
-
-    return distil.Plain(loss, states=True)
+    assigned = knowledge.assignment(len(made.settings.layers), made.settings.depth)[:-1]
+    return peakd.objective(made.signals["train"], list(enumerate(assigned, 1)), ALPHA, made.settings.tau, BETA)
 
 
 def dynamic_kd(made: common.Bench):

@@ -11,7 +11,7 @@ from kdutils.records import Spec, Store, look_up
 CHAPTER = "05_knowledge_probes"
 FIXED = ("FinK", "ResK", "FeaK", "RelK", "FinK&ResK", "FinK&ResK&FeaK", "FinK&ResK&FeaK&RelK")  # Table 1's rows
 ALL = FIXED[-1]
-SMALL = ("smoke", "demo")  # profiles that only show every kind of run once or twice
+SMALL = {"smoke": 3, "demo": 1}  # profiles that only show what there is: repeats of a random policy in them
 REPEATS = 200  # of each random policy, as in the paper; a chapter shows the first of them
 ROUND = 10  # repeats of a policy before the next one's, so that any prefix of a plan compares them fairly
 EARLY = 50  # repeats that come before the other depth's runs
@@ -80,12 +80,14 @@ def plan(profile: str, task: str) -> list[Spec]:
     other = [spec for s in seeds for names in FIXED[-1 if small else 0 :]
              for spec in specs("fixed", [s], knowledge=names, layers=other_depth(profile, task))]
     rounds = []
-    repeats = 3 if small else REPEATS
+    repeats = SMALL.get(profile, REPEATS)
     for first in range(0, repeats, ROUND):
         some = range(first, min(first + ROUND, repeats))
         rounds += [spec for r in some for spec in specs("Random-All", [r], draw=r)]
         rounds += specs("fixed-seed", [len(seeds) + r for r in some])  # the null goes on where the fixed runs end
         rounds += [spec for r in some for spec in specs("Random-One", [r], draw=r)]
+    if profile == "demo":
+        return [*fixed, *rounds]
     return [*trials, *fixed, *rounds[: 3 * EARLY], *replays(profile, task), *head, *other, *rounds[3 * EARLY :]]
 
 
@@ -98,7 +100,7 @@ def replays(profile: str, task: str) -> list[Spec]:
     """The best and the middle sequences of the first Random-All runs (by the paper's score, the best epoch on dev), to
     be trained on again with fresh seeds; none until those runs are all there."""
     small = profile in SMALL
-    first = [make(CHAPTER, profile, task, "Random-All", r, draw=r) for r in range(3 if small else REPLAYED_FROM)]
+    first = [make(CHAPTER, profile, task, "Random-All", r, draw=r) for r in range(SMALL.get(profile, REPLAYED_FROM))]
     records, missing = look_up(first, Store())
     if missing:
         return []
@@ -113,6 +115,7 @@ def replays(profile: str, task: str) -> list[Spec]:
 
 def run(spec: Spec) -> dict:
     from kdutils import knowledge
+    from kdutils.experiments import stark_teachers
 
     method, args = base(spec), spec.args
     made = common.bench(spec, states=True)
@@ -134,7 +137,7 @@ def run(spec: Spec) -> dict:
         learner.classifier.load_state_dict(made.teacher.classifier.state_dict())
     selective = objective(spec, made, policies[method]())
     outcome = common.distil_student(made, learner, selective, spec.seed)
-    outcome["extra"] |= selective.report()
+    outcome["extra"] |= stark_teachers.about(made) | selective.report()
     return outcome
 
 
