@@ -1,0 +1,76 @@
+"""The list of bad inputs: each ends a notebook with one clear line, before any work."""
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from kdutils import params
+
+GOOD = {"chapter": "01_pilot", "profile": "mini", "task": "all", "train": False}
+NAMES = {"profile": "mini", "task": "all", "train": False}
+
+BAD = [
+    ({"profile": "mni"}, {}, "profile: got 'mni'; allowed: smoke, demo, mini, paper"),
+    ({"profile": 3}, {}, "profile: got 3, int; allowed: text"),
+    ({"task": "rt"}, {}, "task: got 'rt' for profile 'mini'; allowed: all, mrpc, sst2, stsb, rotten, rte"),
+    ({"task": "mrpc", "profile": "demo"}, {}, "task: got 'mrpc' for profile 'demo'; allowed: all, rotten"),
+    ({"train": "false"}, {}, "train: got 'false', str; allowed: True or False, with a capital"),
+    ({"train": "true"}, {}, "train: got 'true', str; allowed: True or False, with a capital"),
+    ({"train": 1}, {}, "train: got 1, int; allowed: True or False, with a capital"),
+    ({"seeds": int}, {"seeds": "five"}, "seeds: got 'five', str; allowed: a whole number"),
+    ({"seeds": int}, {"seeds": 5.0}, "seeds: got 5.0, float; allowed: a whole number"),
+    ({"seeds": int}, {"seeds": True}, "seeds: got True, bool; allowed: a whole number"),
+    ({"lr": float}, {"lr": "1e-4"}, "lr: got '1e-4', str; allowed: a number (YAML: 1.0e-4)"),
+    ({"lr": float}, {"lr": False}, "lr: got False, bool; allowed: a number (YAML: 1.0e-4)"),
+    ({"student": ("dropped", "pruned")}, {"student": "thin"}, "student: got 'thin'; allowed: 'dropped', 'pruned'"),
+    ({}, {"seedz": 5}, "seedz: unknown parameter; allowed: profile, task, train"),
+    ({"seeds": int}, {"seeds": 5, "Train": True}, "Train: unknown parameter; allowed: profile, task, train, seeds"),
+    ({}, {"sparsity": [0.1]}, "sparsity: unknown parameter; allowed: profile, task, train"),
+]
+
+
+@pytest.mark.parametrize("given, namespace, said", BAD, ids=[said.split(";")[0] for *_, said in BAD])
+def test_bad_inputs(given, namespace, said):
+    with pytest.raises(params.BadParameter) as error:
+        params.check(NAMES | namespace, **(GOOD | given))
+    assert str(error.value) == said
+    assert error.value._render_traceback_() == [said]
+
+
+def test_good_inputs():
+    ipython = {"In": [""], "Out": {}, "_": 3, "_dh": [], "open": open, "params": params}
+    params.check(NAMES | ipython | {"seeds": 5, "lr": 1, "kind": "a"}, **GOOD, seeds=int, lr=float, kind=("a", "b"))
+    params.check(NAMES, **(GOOD | {"task": "rte", "train": True}))
+    params.check({}, "00_distillation", profile="smoke", task="synthetic")
+
+
+def run(folder, *arguments):
+    """papermill on a notebook with the usual parameters, as a reader would call it."""
+    check = "params.check(globals(), '01_pilot', profile=profile, task=task, train=train)"
+    sources = ["profile = 'mini'\ntask = 'all'\ntrain = False", f"from kdutils import params\n\n{check}",
+               "print('worked', profile, task, train)"]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "a.ipynb")
+    command = [sys.executable, "-m", "papermill", "a.ipynb", "out.ipynb", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return done, nbformat.read(folder / "out.ipynb", as_version=4).cells
+
+
+def test_papermill_fails_with_the_one_line(tmp_path):
+    done, cells = run(tmp_path, "-p", "train", "false", "-p", "task", "mrpc")
+    line = "train: got 'false', str; allowed: True or False, with a capital"
+    assert done.returncode != 0 and line in done.stderr
+    errors = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs
+              if output.output_type == "error"]
+    assert [error.traceback for error in errors] == [[line]] and errors[0].ename == "BadParameter"
+
+
+def test_papermill_runs_with_good_parameters_and_not_with_an_unknown_one(tmp_path):
+    done, cells = run(tmp_path, "-p", "train", "True", "-p", "task", "rte")
+    assert done.returncode == 0 and cells[-1].outputs[0].text == "worked mini rte True\n", done.stderr
+    done, _ = run(tmp_path, "-p", "seedz", "5")
+    assert done.returncode != 0 and "seedz: unknown parameter; allowed: profile, task, train" in done.stderr
