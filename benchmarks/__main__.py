@@ -1,0 +1,94 @@
+"""Measure what the book's runs cost, print it, and keep it in book/benchmarks.jsonl, from which the page Cost is made.
+
+    python -m benchmarks                            all parts but quality, each a minute or two on two cores
+    python -m benchmarks --only training profile    these parts
+    python -m benchmarks --only training --full     whole epochs of the slow loops too
+    python -m benchmarks --only quality             both loops' students, five seeds each: hours on a CPU
+
+A machine that is doing other things measures those too: each record holds the load it began under.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+from datetime import UTC, datetime
+
+from kdutils.records import repository, write_atomically
+from kdutils.spec import to_json
+
+DISTILLED, PACKED = (1, 2), (1, 3, 6)  # layers kept: of the timed epoch's student, of the packs'
+PARTS = ("training", "profile", "scoring", "replicas", "sweep", "pages", "quality")
+
+
+def measure(part: str, options: argparse.Namespace, load) -> tuple[list[dict], str]:
+    """The part's rows and the task that they are of, if any."""
+    from benchmarks import overheads, packs, training  # here, so that a sweep's workers start as quickly as ever
+
+    if part in ("sweep", "pages"):
+        return getattr(overheads, part)(), ""
+    work = load("rte", PACKED) if part == "replicas" else load(options.task, DISTILLED)
+    rows = {
+        "training": lambda: training.speed(work, work.steps if options.full else options.steps),
+        "profile": lambda: training.profile(work),
+        "scoring": lambda: training.scoring(work),
+        "replicas": lambda: packs.compare(work, options.steps, options.replicas),
+        "quality": lambda: training.quality(work, options.seeds, options.epochs or work.settings.epochs),
+    }[part]()
+    return rows, work.data.task.name
+
+
+def keep(part: str, task: str, rows: list[dict], load: float) -> None:
+    """Write the part's record in the place of the one that the same device and number of threads left."""
+    import torch
+
+    from kdutils import distil, provenance
+
+    path, commit = repository() / "book" / "benchmarks.jsonl", provenance.commit()
+    record = {
+        "part": part, "task": task, "device": provenance.device(), "threads": torch.get_num_threads(), "rows": rows,
+        "gpu": torch.cuda.is_available(),
+        "dtype": str(distil.compute_dtype("auto", distil.best_device())).removeprefix("torch."), "load": load,
+        "versions": provenance.versions(), "commit": commit[0], "dirty": commit[1],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+    def place(r):
+        return r["part"], r["device"], r["threads"]
+
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    kept = [old for old in records if place(old) != place(record)]
+    write_atomically(path, "".join(to_json(r) + "\n" for r in sorted([*kept, record], key=place)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", default=PARTS[:-1], help=", ".join(PARTS))
+    parser.add_argument("--task", default="mrpc", help="whose epoch is timed (default: mrpc)")
+    parser.add_argument("--steps", type=int, default=16, help="timed steps of a slow loop (default: 16)")
+    parser.add_argument("--full", action="store_true", help="time whole epochs")
+    parser.add_argument("--replicas", type=int, help="students at once (default: 200 on a GPU, 4 on a CPU)")
+    parser.add_argument("--seeds", type=int, default=5, help="of the quality part (default: 5)")
+    parser.add_argument("--epochs", type=float, help="of the quality part (default: the task's)")
+    parser.add_argument("--no-record", action="store_true", help="print only")
+    options = parser.parse_args()
+    from pandas import DataFrame
+
+    from benchmarks import workload
+
+    load = functools.cache(workload.load)
+    for part in options.only:
+        busy = os.getloadavg()[0]
+        rows, task = measure(part, options, load)
+        table = DataFrame(rows).to_string(index=False, float_format="%.4g", na_rep="")
+        print(f"\n{part} {task} (load {busy:.1f})\n{table}", flush=True)
+        if not options.no_record:
+            keep(part, task, rows, busy)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

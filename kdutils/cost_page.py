@@ -1,0 +1,142 @@
+"""What the page Cost shows: the benchmarks' records (`python -m benchmarks`), their targets, and the runs' hours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from kdutils import figures
+from kdutils.records import Record, Store, repository
+
+
+def benchmarks(path: Path | None = None) -> list[dict]:
+    """The benchmarks' records, one for each part, device and number of threads; none where nothing was measured."""
+    path = path or repository() / "book" / "benchmarks.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def of(found: list[dict], part: str) -> list[dict]:
+    """A part's records."""
+    return [record for record in found if record["part"] == part]
+
+
+def place(record: dict) -> str:
+    """The hardware that a record was measured on."""
+    threads = record["threads"]
+    return f"{record['device']}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def show(found: list[dict], part: str, caption: str, digits: int = 2) -> None:
+    """A part's rows, one table for each place; a line that says so where it was not measured."""
+    if not of(found, part):
+        print(f"{caption}: not measured yet; python -m benchmarks --only {part}")
+    for record in of(found, part):
+        of_task = f" ({record['task']})" if record["task"] else ""
+        figures.table(pd.DataFrame(record["rows"]), f"{caption}{of_task}: {place(record)}, {record['dtype']}", digits)
+
+
+def value(record: dict, what: str, column: str) -> float | None:
+    """One number of a record; where the machine was busy with other things and the record has it, by cores' seconds."""
+    row = next((row for row in record["rows"] if row["what"] == what), {})
+    busy = record["load"] > record["threads"] + 0.5
+    return row.get(f"{column}, cpu", row.get(column)) if busy else row.get(column)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a measure is asked to be: at least (`least`) or at most `limit`; on a GPU only, where `gpu`."""
+
+    name: str
+    part: str
+    what: str
+    column: str
+    limit: float
+    least: bool
+    gpu: bool = False
+
+
+TARGETS = (
+    Target("reference loop's epoch over ours", "training", "ours", "reference / it", 10, True),
+    Target("Trainer's epoch over ours", "training", "ours", "Trainer / it", 5, True),
+    Target("scoring a batch, in training steps", "scoring", "scoring, a batch", "training steps", 2.5, False),
+    Target("one student at a time over a pack", "replicas", "as a pack", "one at a time / it", 10, True, gpu=True),
+    Target("minutes of 200 random-selection runs", "replicas", "as a pack", "minutes of 200 runs", 5, False, gpu=True),
+)
+
+
+def targets(found: list[dict]) -> pd.DataFrame:
+    """Every target beside what was measured, one row for each place: measure, target, measured, met, place."""
+    rows = []
+    for target in TARGETS:
+        asked = f"at {'least' if target.least else 'most'} {target.limit:g}" + (", on a GPU" if target.gpu else "")
+        for record in of(found, target.part):
+            measured = value(record, target.what, target.column)
+            if measured is not None and (record["gpu"] or not target.gpu):
+                met = measured >= target.limit if target.least else measured <= target.limit
+                rows.append([target.name, asked, measured, "yes" if met else "no", place(record)])
+        if not any(row[0] == target.name for row in rows):
+            rows.append([target.name, asked, None, "not measured", figures.DASH])
+    return pd.DataFrame(rows, columns=["measure", "target", "measured", "met", "where"])
+
+
+def in_short(found: list[dict]) -> dict[str, str]:
+    """The measured value of every target as a text, every place's, by a name of one word."""
+    names = ("reference", "trainer", "scoring", "pack", "minutes")
+    table, made = targets(found), {}
+    for name, target in zip(names, TARGETS, strict=True):
+        seen = table[(table["measure"] == target.name) & table["measured"].notna()]
+        made[name] = "; ".join(f"{row.measured:.1f} ({row.where})" for row in seen.itertuples()) or "not measured yet"
+    return made
+
+
+def steps(found: list[dict]) -> None:
+    """Show a figure of where a step's time goes, on the first place that it was measured on."""
+    measured = of(found, "profile")
+    if not measured:
+        print("Where a step's time goes: not measured yet; python -m benchmarks --only profile")
+        return
+    fig, axes = figures.panels(height=2.6)
+    _bars(axes[0], measured[0])
+    figures.show(fig, in_words(measured[0]))
+
+
+def _bars(ax, record: dict) -> None:
+    rows = [row for row in record["rows"] if row["what"] != "whole step"]
+    names, left = ("reference loop", "ours"), [0.0, 0.0]
+    for i, row in enumerate(rows):
+        widths = [row[name] for name in names]
+        colour = figures.COLOURS[i % len(figures.COLOURS)]
+        ax.barh(names, widths, left=left, color=colour, label=row["what"], edgecolor="white")
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    ax.invert_yaxis()
+    ax.set(xlabel="milliseconds of a step")
+    ax.grid(False, axis="y")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=3, fontsize=8)
+
+
+def in_words(record: dict) -> str:
+    """What the figure says to those who do not see it."""
+    spent = {row["what"]: row for row in record["rows"]}
+    whole = spent.pop("whole step")
+    parts = "; ".join(f"{name} {row['reference loop']:.0f} and {row['ours']:.0f}" for name, row in spent.items())
+    return (f"Milliseconds of a step in the reference loop and in ours, {whole['reference loop']:.0f} and "
+            f"{whole['ours']:.0f} in all: {parts}.")
+
+
+def runs(profile: str) -> list[Record]:
+    """Every recorded run of a profile."""
+    store = Store()
+    return [r for chapter in store.chapters() for r in store.records(chapter) if r["spec"]["profile"] == profile]
+
+
+def hours(records: list[Record]) -> pd.DataFrame:
+    """Runs, median seconds of one and hours of all of them, by chapter, task and device."""
+    rows = [{"chapter": r["spec"]["chapter"], "task": r["spec"]["task"], "device": r["device"], "seconds": r["seconds"]}
+            for r in records]
+    data = pd.DataFrame(rows, columns=["chapter", "task", "device", "seconds"])
+    made = data.groupby(["chapter", "task", "device"])["seconds"].agg(["size", "median", "sum"]).reset_index()
+    made["sum"] /= 3600
+    return made.rename(columns={"size": "runs", "median": "median seconds", "sum": "hours"})

@@ -1,0 +1,101 @@
+"""The benchmarks run, on a tiny model, and the page Cost reads their records as they are meant."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import loops, packs, training, workload
+from kdutils import bert, cost_page, data, distil, losses, profiles
+
+torch.set_num_threads(1)
+
+SETTINGS = profiles.settings("smoke", "synthetic", rows=96, batch_size=16, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def work():
+    rows = data.load("synthetic", SETTINGS)
+    whole = bert.load("tiny", 2)
+    for module in whole.modules():
+        if isinstance(module, bert.Dropout):
+            module.p = 0.0
+    whole.config.hidden_dropout_prob = whole.config.attention_probs_dropout_prob = 0.0
+    return workload.Workload(SETTINGS, rows, whole, bert.trim(copy.deepcopy(whole), rows.vocabulary))
+
+
+def test_the_reference_loops_do_what_ours_does_without_its_levers(work):
+    """Both loops on the same batches end with the weights of a loop written here."""
+    start, teacher = bert.keep_layers(work.whole, (1, 2)), workload.plain(work.whole).eval()
+    mine, steps = copy.deepcopy(start).train(), 8
+    optimiser = torch.optim.AdamW(distil._decay_groups(mine, SETTINGS.weight_decay), lr=SETTINGS.lr)
+    source = loops.batches(work, 3, work.data.vocabulary)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = SETTINGS.lr * min(step, (steps - step) / 7)  # a tenth of the steps, rounded, is one
+        batch = next(source)
+        told = bert.forward(teacher, batch)[0].detach()
+        losses.stark(bert.forward(mine, batch)[0], told, batch["labels"])["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(mine.parameters(), SETTINGS.clip)
+        optimiser.step()
+        optimiser.zero_grad()
+    theirs = workload.plain(start)
+    assert len(loops.reference(work, teacher, theirs, work.data.vocabulary, steps, seed=3)) == steps
+    for name, value in mine.state_dict().items():
+        assert torch.allclose(theirs.state_dict()[name], value, atol=2e-5), name
+    before = workload.plain(start)
+    assert len(loops.trainer(work, teacher, before, work.data.vocabulary, steps)) == steps
+    assert not torch.equal(before.classifier.weight, start.classifier.weight)
+
+
+def test_every_part_measures(work):
+    epochs = training.speed(work, 2)
+    names = [row["what"] for row in epochs]
+    assert names[:3] == ["reference loop", "Trainer subclass", "ours"] and all(row["seconds"] > 0 for row in epochs)
+    assert epochs[2]["reference / it"] == pytest.approx(epochs[0]["seconds"] / epochs[2]["seconds"])
+    anatomy = {row["what"]: row for row in training.profile(work, 2)}
+    assert anatomy["teacher"]["ours"] == 0 < anatomy["teacher"]["reference loop"]
+    for name in ("reference loop", "ours"):
+        parts = sum(row[name] for what, row in anatomy.items() if what != "whole step")
+        assert 0 < parts < 1.05 * anatomy["whole step"][name]
+    score, step = training.scoring(work, 2)
+    assert score["training steps"] == pytest.approx(score["seconds"] / step["seconds"])
+    one, pack, _ = packs.compare(work, 2, 3)
+    assert (one["at once"], pack["at once"]) == (1, 3) and 0 < one["share of peak"] < 1
+
+
+def test_quality_is_compared_in_standard_errors():
+    values = {"reference loop": (0.5, 0.7), "ours": (0.7, 0.9)}
+    found = {name: [{"dev": {"f1": v}} for v in each] for name, each in values.items()}
+    (row,) = training._compare(found, "dev", ("f1", "nll"))
+    assert (row["reference"], row["ours"], row["seeds"]) == (pytest.approx(0.6), pytest.approx(0.8), 2)
+    assert row["its error"] == pytest.approx(0.1) and row["difference / error"] == pytest.approx(0.2 / 0.02**0.5)
+
+
+def test_a_measurement_replaces_the_same_devices_older_one(tmp_path, monkeypatch):
+    (tmp_path / "_toc.yml").touch()
+    (tmp_path / "book").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for seconds, part in ((1.0, "sweep"), (2.0, "sweep"), (3.0, "pages")):
+        command.keep(part, "", [{"what": "a", "seconds": seconds}], 0.0)
+    found = cost_page.benchmarks()
+    assert [(r["part"], r["rows"][0]["seconds"]) for r in found] == [("pages", 3.0), ("sweep", 2.0)]
+    assert found == [json.loads(line) for line in (tmp_path / "book" / "benchmarks.jsonl").read_text().splitlines()]
+
+
+def record(part, rows, load=0.0, gpu=False):
+    return {"part": part, "rows": rows, "load": load, "threads": 2, "gpu": gpu, "device": "a machine", "task": ""}
+
+
+def test_targets_are_judged_from_records():
+    wall, cores = {"reference / it": 9.0, "Trainer / it": 5.0}, {"reference / it, cpu": 12.0, "Trainer / it, cpu": 4.0}
+    ours = {"what": "ours"} | wall | cores
+    pack = [{"what": "as a pack", "one at a time / it": 20.0, "minutes of 200 runs": 4.0}]
+    met = cost_page.targets([record("training", [ours]), record("replicas", pack)]).set_index("measure")["met"]
+    assert met.tolist() == ["no", "yes", "not measured", "not measured", "not measured"]
+    busy = [record("training", [ours], load=4.0), record("replicas", pack, gpu=True)]
+    assert cost_page.targets(busy)["met"].tolist() == ["yes", "no", "not measured", "yes", "yes"]
+    assert cost_page.in_short(busy)["pack"] == "20.0 (a machine, 2 threads)"
+    assert cost_page.in_short([])["scoring"] == "not measured yet"
