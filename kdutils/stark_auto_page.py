@@ -33,10 +33,11 @@ def pairs(data: pd.DataFrame) -> list[tuple[str, str]]:
 def printed() -> pd.DataFrame:
     """The paper's two rows and their sparsities, side by side."""
     book = claims.load()["tables"]
-    rows = [{"method": row} | dict(zip(book[table]["columns"], book[table]["rows"][row], strict=True))
-            for table in ("stark-auto", "stark-auto-sparsity") for row in ("STARK4", "STARK-AUTO4")]
-    for row in rows[2:]:
-        row["method"] += ", §"
+    rows = []
+    for table, what, digits in (("stark-auto", "", 1), ("stark-auto-sparsity", ", §", 0)):
+        for row in ("STARK4", "STARK-AUTO4"):
+            cells = [f"{value:.{digits}f}" for value in book[table]["rows"][row]]
+            rows.append({"method": row + what} | dict(zip(book[table]["columns"], cells, strict=True)))
     return pd.DataFrame(rows).rename(columns={"all average": "average"})
 
 
@@ -88,15 +89,15 @@ def densities_in_words(data: pd.DataFrame) -> str:
 
 def points(data: pd.DataFrame) -> pd.DataFrame:
     """One row a task, student and seed: the automatic sparsity, and the one that is best for this seed on held-out rows
-    (0 included), both in percent; `chosen` is the grid's choice over all seeds."""
+    both in percent; `chosen` is the grid's choice over all seeds."""
     rows = []
     for task, student in pairs(data):
         grid, held = stark_page.grid(data, task, student), f"held_{tasks.get(task).verdict_metric}"
-        wide = grid.pivot_table(index="seed", columns="sparsity", values=held) if len(grid) else pd.DataFrame()
-        whole = wide.dropna()
+        above = grid[grid["sparsity"] > 0]
+        whole = above.pivot_table(index="seed", columns="sparsity", values=held).dropna() if len(above) else above
         picked = stark_page.best(data, task, student)
         for seed, share in auto(data, task, student).set_index("seed")["extra_sparsity"].items():
-            own = whole.loc[seed].idxmax() * 100 if seed in whole.index and whole.shape[1] > 2 else math.nan
+            own = whole.loc[seed].idxmax() * 100 if seed in whole.index else math.nan
             rows.append({"task": task, "student": student, "seed": seed, "automatic": share * 100, "own": own,
                          "chosen": picked["sparsity"].iloc[0] * 100 if len(picked) else math.nan})
     return pd.DataFrame(rows, columns=["task", "student", "seed", "automatic", "own", "chosen"])

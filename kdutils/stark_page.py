@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from kdutils import claims, figures, profiles, tasks, verdicts
+from kdutils import claims, figures, peakd_page, profiles, tasks, verdicts
 from kdutils.experiments.stark import BASELINES, plan
 from kdutils.intervals import paired
 
@@ -54,15 +54,24 @@ def grid(data: pd.DataFrame, task: str, student: str = "dropped", scores: str = 
 
 def best(data: pd.DataFrame, task: str, student: str = "dropped", scores: str = "knowledgeable", base: str = "KD",
          protocol: str = "clean") -> pd.DataFrame:
-    """The runs of the grid that a protocol reports (see `verdicts.chosen`)."""
-    found = grid(data, task, student, scores, base, protocol)
-    return verdicts.chosen(found, tasks.get(task).verdict_metric, "paper" if protocol == "paper" else "clean")
+    """The runs of the grid, above 0, that a protocol reports (see `verdicts.chosen`)."""
+    return _chosen(grid(data, task, student, scores, base, protocol), task, protocol)
+
+
+def _chosen(runs: pd.DataFrame, task: str, protocol: str) -> pd.DataFrame:
+    return verdicts.chosen(runs[runs["sparsity"] > 0], tasks.get(task).verdict_metric, protocol)
 
 
 def runs_of(data: pd.DataFrame, method: str, task: str, student: str = "dropped") -> pd.DataFrame:
     """The runs that stand for a method of `METHODS`: of the two STARKs, those at the chosen sparsity."""
     kinds = {"STARK": "knowledgeable", "STARK, random": "random"}
     return best(data, task, student, kinds[method]) if method in kinds else of(data, method, task, student)
+
+
+def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
+    """The claims of a chapter by id, with a dash where what there is gives no number yet."""
+    table = peakd_page.judged(data, chapter, profile)
+    return table.assign(ours=table["ours"].str.replace(r"^[+−-]?nan( ± nan)?", figures.DASH, regex=True))
 
 
 def task_names(data: pd.DataFrame) -> list[str]:
@@ -171,7 +180,7 @@ def protocols(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
         differences = {}
         for name in task_names(data):
             found = grid(data, name, student, scores, protocol=scored)
-            picked = verdicts.chosen(found, tasks.get(name).verdict_metric, rule)
+            picked = _chosen(found, name, rule)
             differences[name] = by_seed(picked, of(data, "KD", name, student), measure)
         estimates = pooled(differences)
         rows.append({"rule": label} | {name: said(e) for name, e in estimates.items()})
@@ -318,8 +327,7 @@ def curves(data: pd.DataFrame, student: str = "dropped"):
     for ax in axes[-2:]:
         ax.set_xlabel("heads and neurons removed, %")
     for ax in axes[:2]:
-        if ax.get_legend():
-            ax.get_legend().set_title(None)
+        ax.legend(fontsize=8)
     return fig
 
 
@@ -349,7 +357,8 @@ def map_of_heads(data: pd.DataFrame, student: str = "dropped"):
         layers = np.arange(1, len(stay) + 1)
         axes[i].imshow(stay, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="cividis",
                        extent=(0.5, stay.shape[1] + 0.5, 0.5, len(stay) + 0.5))
-        axes[i].set(title=f"{name}, {runs['sparsity'].iloc[0]:.0%} removed", xlabel="head", yticks=layers)
+        heads = np.arange(1, stay.shape[1] + 1)
+        axes[i].set(title=f"{name}, {_share(runs)} removed", xlabel="head", xticks=heads, yticks=layers)
         axes[i].grid(False)
         lower = axes[len(there) + i]
         lower.barh(layers, neurons / neurons.max() * 100, color=figures.COLOURS[0])
@@ -393,8 +402,8 @@ def lines(runs: pd.DataFrame, x: str, xlabel: str):
     for ax, name in zip(axes, names, strict=True):
         part = runs[runs["task"] == name]
         figures.curve(ax, part, x, "score")
-        share, n = part["sparsity"].iloc[0], part["seed"].nunique()
-        ax.set(title=f"{name}, {share:.0%} removed (n = {n})", xlabel=xlabel, ylabel=tasks.get(name).verdict_metric)
+        title = f"{name}, {_share(part)} removed (n = {part['seed'].nunique()})"
+        ax.set(title=title, xlabel=xlabel, ylabel=tasks.get(name).verdict_metric)
     return fig
 
 
