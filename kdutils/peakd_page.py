@@ -51,23 +51,22 @@ def printed(table: str) -> pd.DataFrame:
     return wide.reset_index().rename_axis(columns=None)
 
 
-def rebuilt(data: pd.DataFrame, methods: Iterable[str], columns: Iterable[str] = ("score", "paper"), marks: bool = True,
-            **args) -> pd.DataFrame:
-    """One row a method, with the measures `columns` of each task as `mean ± half width (n)` in points; with `marks`
-    also what the teacher and a constant answer score."""
-    methods, names = list(methods), list(dict.fromkeys(data["task"]))
+def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", **args) -> pd.DataFrame:
+    """One row a method that has runs: `measure` on each task as `mean ± half width (n)`, in points; for the score also
+    the teacher and a constant answer."""
     rows = []
-    for method in methods:
-        found = {name: of(data, method, name, **args) for name in names}
-        rows.append({"method": method} | {
-            f"{name} {column}": figures.plus_minus(*figures.interval(runs[column] * 100))
-            for name, runs in found.items() for column in columns})  # fmt: skip
-    for who in ("teacher", "majority") if marks else ():
-        values = {name: data.loc[data["task"] == name, who].mean() * 100 for name in names}
-        rows.append({"method": who} | {f"{name} score": figures.plus_minus(v, math.nan, 0 if math.isnan(v) else 1)
-                                       .removesuffix(" (1)") for name, v in values.items()})  # fmt: skip
-    made = pd.DataFrame(rows).fillna(figures.DASH)
-    return made.loc[:, (made.iloc[: len(methods)] != figures.DASH).any()]
+    for name in dict.fromkeys(data["task"]):
+        task = tasks.get(name)
+        metric = {"score": task.verdict_metric, "paper": task.metrics[0]}.get(measure, measure)
+        cells = {m: figures.plus_minus(*figures.interval(of(data, m, name, **args)[measure] * 100)) for m in methods}
+        if measure == "score":
+            marks = data.loc[data["task"] == name, ["teacher", "majority"]].mean() * 100
+            cells |= {who: figures.DASH if math.isnan(value) else f"{value:.1f}" for who, value in marks.items()}
+        rows.append(pd.Series(cells, name=f"{name} {metric}"))
+    made = pd.concat(rows, axis=1)
+    has = (made != figures.DASH).loc[[m for m in methods]]
+    shown = made.loc[[m for m in made.index if m not in has.index or has.loc[m].any()], has.columns[has.any()]]
+    return shown.rename_axis("method").reset_index()
 
 
 def differences(data: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
@@ -89,7 +88,7 @@ def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame
     for method in methods:
         found = of(data, method, task)
         rows.append({
-            "task": task, "method": method, "encoder, millions": found["extra_encoder"].mean() / 1e6,
+            "task": task, "method": method, "encoder, M": found["extra_encoder"].mean() / 1e6,
             "layers run": found["extra_effective"].max(),
             "activations, MB": found["extra_activation_bytes"].mean() / 1e6,
             "ms a step": found["extra_step_seconds"].median() * 1000,
@@ -121,6 +120,12 @@ def thresholds(data: pd.DataFrame) -> pd.DataFrame:
     swept, main = usual[usual["method"] == "PTP-threshold"], usual[usual["method"] == "Pea-KD"]
     main = main.merge(swept[["task", "seed"]].drop_duplicates()).assign(threshold=THRESHOLD)
     return pd.concat([swept, main]) if len(main) else swept
+
+
+def depths(data: pd.DataFrame) -> pd.DataFrame:
+    """The runs of tasks that have students of more than one depth."""
+    found = data[data["method"].isin(DEPTH) & data["init"].isna()]
+    return found[found.groupby("task")["extra_layers"].transform("nunique") > 1]
 
 
 def by_depth(data: pd.DataFrame) -> pd.DataFrame:

@@ -354,12 +354,13 @@ def table():
 
 
 def test_tables_of_the_chapter_take_the_usual_runs_only(table):
-    made = page.rebuilt(table, ("PatientKD", "SPS-1", "Pea-KD")).set_index("method")
-    score, paper = made["mrpc score"], made["mrpc paper"]
-    assert score["PatientKD"] == "31.0 ± 2.5 (3)" and score["SPS-1"] == "–"  # 4.303 * 1 / sqrt(3)
-    assert paper["Pea-KD"].startswith("80.0") and paper["Pea-KD"].endswith("(2)")
-    assert (made.loc["teacher", "mrpc score"], made.loc["majority", "mrpc score"]) == ("50.0", "0.0")
-    assert list(page.rebuilt(table, ["PatientKD"], marks=False, init="bottom")["mrpc score"]) == ["80.0 (1)"]
+    methods = ("PatientKD", "SPS-1", "Pea-KD")
+    score = page.rebuilt(table, methods).set_index("method")["mrpc matthews"]
+    assert score["PatientKD"] == "31.0 ± 2.5 (3)" and "SPS-1" not in score  # 4.303 * 1 / sqrt(3)
+    assert (score["teacher"], score["majority"]) == ("50.0", "0.0")
+    paper = page.rebuilt(table, methods, "paper").set_index("method")["mrpc f1"]
+    assert list(paper.index) == ["PatientKD", "Pea-KD"] and paper["Pea-KD"].startswith("80.0")
+    assert page.rebuilt(table, ["PatientKD"], init="bottom")["mrpc matthews"].tolist() == ["80.0 (1)", "50.0", "0.0"]
     assert page.costs(table, ("PatientKD", "SPS-2"), "mrpc")["n"].tolist() == [3]
 
 
@@ -374,6 +375,7 @@ def test_label_shares_the_sweep_and_the_depths(table):
     shares = page.shares(table)
     assert shares["t"].tolist() == ["0.6", "0.9"] and shares["unsure, right"].tolist() == [0.0, 20.0]
     assert sorted(page.thresholds(table)["threshold"]) == [0.6, 0.9]  # the one seed that both have
+    assert len(page.depths(table)) == 6
     depths = page.by_depth(table)
     assert depths["independent layers"].tolist() == [1.0, 3.0] and depths["PatientKD"][0] == "90.0 (1)"
     for empty in (page.shares(table[:3]), page.thresholds(table[:3])):
