@@ -388,9 +388,9 @@ def differences(estimates: dict[str, dict], label: str = "minus KD, points"):
     return fig
 
 
-def in_words(estimates: dict[str, dict]) -> str:
+def in_words(estimates: dict[str, dict], what: str = "Differences from KD") -> str:
     listed = [f"{name}: {e['effect']:+.1f} ({e['n']} seeds)" for name, e in estimates.items()]
-    return "Differences from KD with 95 % intervals, in points. " + ("; ".join(listed) or "No runs yet.")
+    return f"{what} with 95 % intervals, in points. " + ("; ".join(listed) or "No runs yet.")
 
 
 def lines(runs: pd.DataFrame, x: str, xlabel: str):
