@@ -26,27 +26,29 @@ def in_one_line(error: Exception) -> Exception:
     return error
 
 
-def check(namespace: Mapping[str, Any], chapter: str, *, profile: str, task: str = "all", train: bool = False,
-          **declared: type | tuple) -> None:
+def check(namespace: Mapping[str, Any], chapter: str, *, profile: str | None = None, task: str | None = None,
+          train: bool | None = None, **declared: type | tuple) -> None:
     """Stop with one line where a notebook's parameters are wrong. Called right after the parameters' cell:
 
         params.check(globals(), "02_stark", profile=profile, task=task, train=train, seeds=int)
 
-    A parameter beside those three is declared by its type or by a tuple of its allowed values. Public plain values in
-    `namespace` that are not declared are parameters that this notebook does not have.
-    Raises BadParameter.
+    A parameter beside those three is declared by its type or by a tuple of its allowed values; of the three, a notebook
+    that lacks one leaves it out. Public plain values in `namespace` that are not declared are parameters that this
+    notebook does not have. Raises BadParameter.
     """
-    allowed = ("profile", "task", "train", *declared)
+    common = {"profile": (profile, str), "task": (task, str), "train": (train, bool)}
+    common = {name: given for name, given in common.items() if given[0] is not None}
+    allowed = (*common, *declared)
     plain = (str, int, float, bool, list, tuple, dict, type(None))
     for name, value in namespace.items():
         if name not in (*allowed, *NOT_OURS) and not name.startswith("_") and isinstance(value, plain):
             raise BadParameter(f"{name}: unknown parameter; allowed: {', '.join(allowed)}")
-    _typed("profile", profile, str)
-    _typed("task", task, str)
-    _typed("train", train, bool)
+    for name, given in common.items():
+        _typed(name, *given)
     for name, wanted in declared.items():
         _typed(name, namespace[name], wanted)
-    _planned(chapter, profile, task)
+    if profile is not None:
+        _planned(chapter, profile, task or "all")
 
 
 def _typed(name: str, value: Any, wanted: type | tuple) -> None:

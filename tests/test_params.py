@@ -44,6 +44,9 @@ def test_good_inputs():
     params.check(NAMES | ipython | {"seeds": 5, "lr": 1, "kind": "a"}, **GOOD, seeds=int, lr=float, kind=("a", "b"))
     params.check(NAMES, **(GOOD | {"task": "rte", "train": True}))
     params.check({}, "00_distillation", profile="smoke", task="synthetic")
+    params.check({"tau": 2}, "00_distillation", tau=float)
+    with pytest.raises(params.BadParameter, match="profile: unknown parameter; allowed: tau"):
+        params.check({"tau": 2, "profile": "mini"}, "00_distillation", tau=float)
 
 
 def run(folder, *arguments):

@@ -1,0 +1,174 @@
+"""Chapter 01's runs: what is zeroed and removed, the plan against the claims, and the smoke profile end to end."""
+
+import numpy as np
+import pytest
+import torch
+
+from kdutils import bert, claims, distil, experiments, pilot, profiles, tasks, teacher
+from kdutils.experiments import common
+from kdutils.experiments import pilot as chapter
+from kdutils.records import Store, frame, run_once
+from kdutils.verdicts import select
+
+torch.set_num_threads(1)
+
+
+def model():
+    return bert.load("tiny", 2).eval()
+
+
+def test_zeroed_weights():
+    dense, sparse = model(), pilot.zero_weights(model(), 0.1, seed=0)
+    found = dict(sparse.named_parameters())  # torch's pruning changes their order
+    assert len(found) == len(list(dense.parameters()))
+    for name, before in dense.named_parameters():
+        after = found[name]
+        zeros = int((after == 0).sum())
+        if "encoder" in name and name.endswith("weight") and "LayerNorm" not in name:
+            assert zeros == round(0.1 * before.numel()), name  # of every matrix, exactly
+            assert torch.equal(after[after != 0], before[after != 0])
+        else:
+            assert torch.equal(before, after), name
+    assert pilot.zero_share(sparse) == pytest.approx(0.1, abs=1e-3) and pilot.zero_share(dense) == 0
+    again, other = pilot.zero_weights(model(), 0.1, seed=0), pilot.zero_weights(model(), 0.1, seed=1)
+    assert bert.weights_hash(again) == bert.weights_hash(sparse) != bert.weights_hash(other)
+
+
+def test_removed_units():
+    dense, made = model(), pilot.remove_units(model(), 0.5, seed=0)
+    heads = [layer.attention.self.num_attention_heads for layer in made.bert.encoder.layer]
+    neurons = [layer.output.dense.in_features for layer in made.bert.encoder.layer]
+    assert sum(heads) == 8 and sum(neurons) == 128 and len(set(neurons)) > 1  # of all, not of each layer
+    unit = 4 * 32 * 8 + 3 * 8, 2 * 32 + 1  # a head's columns of four matrices and three biases; a neuron's
+    gone = bert.counts(dense)["encoder"] - bert.counts(made)["encoder"]
+    assert gone == 8 * unit[0] + 128 * unit[1]
+    assert bert.weights_hash(pilot.remove_units(model(), 0.5, 0)) == bert.weights_hash(made)
+    assert bert.weights_hash(pilot.remove_units(model(), 0.0, 0)) == bert.weights_hash(dense)
+
+
+def test_reliability_by_hand():
+    logits = np.log([[0.05, 0.95], [0.09, 0.91], [0.62, 0.38], [0.68, 0.32]])
+    bars = pilot.reliability(logits, np.array([1, 0, 0, 0]))
+    assert bars["share"] == [0, 0, 0, 0, 0, 0, 0.5, 0, 0, 0.5]
+    assert (bars["accuracy"][6], bars["accuracy"][9]) == (1, 0.5)
+    assert (bars["confidence"][6], bars["confidence"][9]) == (0.65, 0.93)
+
+
+# --------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_the_plan_begins_with_the_teacher():
+    for profile in profiles.PROFILES:
+        for task in profiles.task_names(profile):
+            first = experiments.plan("01_pilot", profile, task)[0]
+            settings = profiles.settings(profile, task)
+            assert first == common.teacher_spec(profile, task, settings) and first.args == {"layers": settings.depth}
+
+
+def test_the_plan_has_every_run_that_the_chapter_s_claims_need():
+    wanted = [claim for claim in claims.load()["claims"] if claim["chapter"] == "01_pilot"]
+    assert len(wanted) >= 5
+    for claim in wanted:
+        for task in claim["tasks"]:
+            planned = frame_of(experiments.plan("01_pilot", "mini", task))
+            seeds = [set(select(planned, claim[side])["seed"]) for side in "ab"]
+            assert len(seeds[0] & seeds[1]) >= claim["seeds"], (claim["id"], task)
+
+
+def frame_of(specs):
+    blank = {"metrics": {}, "best": {}, "losses": {}, "extra": {}, "seconds": 0, "device": ""}
+    return frame([blank | {"key": s.key, "spec": {f: getattr(s, f) for f in s.__dataclass_fields__}} for s in specs])
+
+
+def test_what_the_issue_asks_for_is_planned():
+    planned = frame_of(experiments.plan("01_pilot", "mini", "mrpc"))
+    masks = planned.groupby(["method", "amount"])["seed"].nunique()
+    assert sorted(masks["random_unstructured"].index) == [0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3]
+    assert {0.1, 0.3, 0.5, 0.7} <= set(masks["random_structured"].index)
+    assert masks[["random_unstructured", "random_structured"]].min() >= 10
+    assert masks["distil_from_sparse"].index.size >= 3 and masks["distil_from_sparse"].min() >= 5
+    sizes = planned[planned["method"] == "finetune"].groupby("layers")["seed"].nunique()
+    assert sorted(sizes.index) == [1, 2, 3, 4, 6] and sizes[6] >= 5
+    paper = experiments.plan("01_pilot", "paper", "mrpc")
+    assert len({s.settings["model"] for s in paper if s.method == "finetune"}) == 5
+
+
+def test_an_unknown_method_is_one_line():
+    spec = common.make("01_pilot", "smoke", "synthetic", "prune", 0)
+    with pytest.raises(ValueError, match="method: got 'prune'; allowed: finetune, random_unstructured"):
+        experiments.run(spec)
+
+
+# ------------------------------------------------------------------------------------------------------ smoke, trained
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Run one spec of the smoke plan, in a store of its own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("KDUTILS_RUNS", str(tmp_path_factory.mktemp("runs")))
+    common._bench.cache_clear()
+    chapter._measured.cache_clear()
+
+    def run(method, seed, **args):
+        return run_once(common.make("01_pilot", "smoke", "synthetic", method, seed, args), experiments.run, Store())
+
+    teacher_spec = experiments.plan("01_pilot", "smoke")[0]
+    run.teacher = run_once(teacher_spec, experiments.run, Store())
+    run.bench = common.bench(common.make("01_pilot", "smoke", "synthetic", "finetune", 0))
+    yield run
+    patch.undo()
+    common._bench.cache_clear()
+    chapter._measured.cache_clear()
+
+
+def test_the_smoke_teacher_learns_its_task(smoke):
+    assert smoke.teacher["metrics"]["test"]["accuracy"] > 0.9
+    assert smoke.teacher["extra"]["encoder"] == bert.counts(smoke.bench.teacher)["encoder"]
+
+
+def test_amount_zero_is_the_dense_teacher_under_every_seed(smoke):
+    found = [smoke("random_unstructured", seed, amount=0.0)["metrics"] for seed in (0, 1)]
+    assert found[0] == found[1]
+    rows = smoke.bench.data.dev
+    dense = tasks.score(smoke.bench.task, smoke.bench.signals["dev"].logits.numpy(), rows.labels.numpy())
+    assert found[0]["dev"] == pytest.approx(dense)
+
+
+@pytest.mark.parametrize("method", ["random_unstructured", "random_structured"])
+def test_sparsity_lowers_accuracy_and_confidence(smoke, method):
+    dense = smoke("random_unstructured", 0, amount=0.0)
+    sparse = [smoke(method, seed, amount=0.5) for seed in (0, 1)]
+    for name in ("accuracy", "confidence"):
+        assert np.mean([r["metrics"]["test"][name] for r in sparse]) < dense["metrics"]["test"][name] - 0.05
+    bars = sparse[0]["extra"]["reliability"]
+    assert sum(bars["share"]) == pytest.approx(1, abs=1e-4)
+    accuracy = np.dot(bars["share"], bars["accuracy"])
+    assert accuracy == pytest.approx(sparse[0]["metrics"]["test"]["accuracy"], abs=1e-3)
+    assert sparse[0]["metrics"] != sparse[1]["metrics"]
+
+
+def test_a_student_of_the_dense_teacher_is_starks_kd(smoke):
+    made = smoke("distil_from_sparse", 1, amount=0.0)
+    bench = smoke.bench
+    student = bert.keep_layers(bench.teacher, bench.settings.layers)
+    objective = distil.stark_kd(bench.signals["train"], bench.settings.tau)
+    plain = common.distil_student(bench, student, objective, seed=1)
+    assert made["metrics"] == plain["metrics"] and made["curve"] == plain["curve"]
+    other = smoke("distil_from_sparse", 1, amount=0.1)
+    assert other["curve"] != made["curve"]
+
+
+def test_a_sparse_teacher_teaches_what_it_says(smoke):
+    """The first loss of a student of a sparse teacher, worked out from that teacher's logits."""
+    bench = smoke.bench
+    sparse = pilot.zero_weights(bench.teacher, 0.1, seed=1)
+    rows = bench.data.train.order(bench.settings.batch_size, torch.Generator().manual_seed(1))[0]
+    told = teacher.ask(sparse, bench.data.train).logits[rows]
+    student = bert.keep_layers(bench.teacher, bench.settings.layers).eval()
+    with torch.no_grad():
+        logits = bert.forward(student, bench.data.train.batch(rows))[0]
+    soft = -4 * (torch.softmax(told / 2, 1) * torch.log_softmax(logits / 2, 1)).sum(1).mean()
+    hard = torch.nn.functional.cross_entropy(logits, bench.data.train.labels[rows])
+    first = smoke("distil_from_sparse", 1, amount=0.1)["curve"][0]
+    assert first[0] <= 3 and float(soft + hard) / 2 == pytest.approx(first[1], rel=0.25)  # with dropout, a few steps
