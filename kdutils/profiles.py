@@ -49,7 +49,7 @@ class Profile:
 PROFILES = {
     "smoke": Profile(
         Settings(model="tiny", depth=4, rows=2000, max_length=32, teacher_lr=3e-3, teacher_epochs=14, lr=1e-3, epochs=2,
-                 layers=(1, 4)),
+                 layers=(1, 4), precision="fp32"),
         {"synthetic": {}}, seeds=2, headline_seeds=2,
         about="synthetic task, tiny BERT: guards the code, says nothing about the papers",
     ),
