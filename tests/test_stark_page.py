@@ -1,0 +1,151 @@
+"""What chapters 02 and 03 show, on made-up runs whose effects are known."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pytest
+
+from kdutils import records, stark_auto_page, stark_page
+from kdutils.experiments import stark, stark_auto
+
+EFFECT = {0.4: 0.02, 0.8: -0.05}  # of knowledgeable sparsity on held-out rows and on test; dev prefers 0.8
+CURVE = {"x": [0.0, 0.5, 1.0], "density": [0.1, 2.0, 0.1], "centre": 0.5}
+
+
+def made_up(spec) -> dict:
+    """A record: the seed is worth a point, sparsity what EFFECT says, on dev 0.8 is worth four points."""
+    args = spec.args
+    share = args.get("sparsity", 0.0)
+    known = args.get("scores") != "random"
+    gain = (EFFECT.get(share, 0.0) if known else 0.0) + {"PKD": 0.01, "FT": -0.03}.get(spec.method, 0.0)
+    base = 0.5 + 0.01 * spec.seed
+    metric = {"mrpc": "matthews", "sst2": "accuracy"}[spec.task]
+    lucky = 0.04 if share == 0.8 else 0.0
+    metrics = {"held": {metric: base + gain}, "test": {metric: base + gain}, "dev": {metric: base, "f1": base}}
+    extra = {"teacher": {"test": {metric: 0.6 - share / 2, "confidence": 0.9 - share / 2}}, "train_seconds": 10.0,
+             "majority": {"test": {metric: 0.1}}, "teacher_parameters": 2e6, "student_parameters": 1e6,
+             "score_seconds": 1.0, "teacher_seconds": 2.0,
+             "memory": {"weights": 3.0, "activations": 4.0, "teacher": 8.0 * (1 - share)}}
+    if share:
+        extra |= {"kept_heads": ["1100", "1010"], "kept_neurons": [30, 10]}
+    if spec.method == "STARK-Auto":
+        auto = 0.4 + 0.01 * spec.seed
+        readings = {r: {b: auto for b in ("0.5", "1", "2")} for r in stark_auto_page.READINGS}
+        extra |= {"sparsity": auto, "peak": 0.5, "random_sparsity": 0.5, "sensitivity": readings,
+                  "densities": {"P": CURVE, "I": CURVE, "Q": CURVE | {"centre": 0.4}}}
+    best = {"epoch": 2, "dev": {metric: base + lucky, "f1": base + lucky}}
+    spec_of = {"chapter": spec.chapter, "task": spec.task, "profile": spec.profile, "method": spec.method,
+               "seed": spec.seed, "args": args, "settings": spec.settings}
+    return {"key": spec.key, "spec": spec_of, "metrics": metrics, "best": best, "losses": {}, "extra": extra,
+            "seconds": 10.0, "device": "made up"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("KDUTILS_RUNS", str(tmp_path_factory.mktemp("runs")))
+    patch.setattr(stark, "chosen", lambda *_: 0.4)
+    specs = [s for name in ("mrpc", "sst2") for module in (stark, stark_auto) for s in module.plan("mini", name)]
+    yield stark_page.measured(records.frame([made_up(s) for s in specs]))
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def nothing(data):
+    return data.iloc[:0]
+
+
+def test_the_clean_choice_is_made_on_held_out_rows_and_the_papers_on_dev(data):
+    assert set(stark_page.best(data, "mrpc")["sparsity"]) == {0.4}
+    assert set(stark_page.best(data, "mrpc")["seed"]) == set(range(10))
+    assert set(stark_page.best(data, "mrpc", protocol="paper")["sparsity"]) == {0.8}
+    rows = stark_page.protocols(data).set_index("rule")["mrpc"]
+    assert rows.iloc[0] == "+2.0 (10)"  # chosen on held-out rows, on test
+    assert rows.iloc[1] == "+0.0 (10)"  # the same students on dev
+    assert rows.iloc[2] == "+4.0 (5)"  # the luck of dev
+    assert rows.iloc[3] == "−5.0 (5)"  # what those students do on test
+
+
+def test_methods_are_paired_with_kd_and_pooled_over_tasks(data):
+    found = stark_page.against_kd(data)
+    assert {name: round(e["effect"], 6) for name, e in found.items()} == {
+        "FT": -3.0, "PKD": 1.0, "TAKD": 0.0, "DKD": 0.0, "CKD": 0.0, "MetaKD": 0.0, "DynaBERT": 0.0,
+        "STARK, random": 0.0, "STARK": 2.0}
+    assert found["STARK"]["n"] == 10 and found["FT"]["n"] == 5
+
+
+def test_tables_stand_beside_the_paper(data):
+    table = stark_page.beside_the_paper(data).set_index("method")
+    assert table.loc["KD", "mrpc f1, paper"] == 86.9 and table.loc["STARK", "sst2 accuracy, paper"] == 90.6
+    assert table.loc["KD", "mrpc f1, ours"] == "54.5 ± 2.2 (10)"
+    pruned = stark_page.beside_the_paper(data, "pruned").set_index("method")
+    assert pruned.loc["DynaBERT", "mrpc f1, paper"] == 87.4 and pruned["mrpc f1, paper"].isna()["MetaKD"]
+    scores = stark_page.in_scores(data).set_index("method")
+    assert scores.loc["STARK", "§"] == "40% / 40%" and scores.loc["majority", "mrpc matthews"] == "10.0"
+    assert scores.loc["teacher", "mrpc matthews"] == "60.0"
+    printed = stark_page.printed(data)
+    assert list(printed) == ["method", "mrpc f1", "sst2 accuracy", "all eight"]
+
+
+def test_ablations_compare_equal_sparsities_and_seeds(data):
+    plugged = stark_page.plugged(data).set_index("method")
+    assert plugged.loc["KD", "mrpc"] == "+2.0 (10)" and plugged.loc["PKD", "mrpc"] == "+1.0 (5)"
+    assert plugged.loc["PKD", "the paper, eight tasks"] == "+0.8"
+    tradeoff = stark_page.tradeoff(data)
+    assert set(tradeoff["lambda"]) == {0.0, 0.25, 0.5, 0.75, 1.0} and set(tradeoff["seed"]) == set(range(5))
+    assert len(tradeoff) == 2 * 5 * 5
+    single = stark_page.unstructured(data)
+    assert list(single["sparsity"]) == ["40%", "40%"] and single["difference"].iloc[0] == "+0.0 (5)"
+    scales = stark_page.scales(data)
+    assert set(scales["students"]) == {"dropped", "smaller", "small-teacher"}
+    costs = stark_page.costs(data).set_index("task")
+    assert costs.loc["mrpc", "§"] == "50%" and costs.loc["mrpc", "sparse teacher, MB"] == pytest.approx(4.0)
+
+
+def test_the_papers_own_sparsities_do_not_go_together(data):
+    found = stark_auto_page.correlations(data).set_index("points")
+    assert found.loc["the paper's eight tasks", "r"] == pytest.approx(-0.09, abs=0.005)
+    assert found.loc["the paper's eight tasks", "mean distance, points of sparsity"] == pytest.approx(9.125)
+    assert found.loc["tasks and students", "n"] == 4 and found.loc["every seed", "n"] == 20
+    points = stark_auto_page.points(data)
+    assert set(points["own"].dropna()) == {40.0} and set(points["chosen"]) == {40.0}
+    assert stark_auto_page.r_text(found, 0).startswith("−0.09 [")
+
+
+def test_the_automatic_page_compares_like_with_like(data):
+    centres = stark_auto_page.centres(data)
+    assert set(centres["difference"]) == {"−0.100 (10)"}
+    differences = stark_auto_page.differences(data)
+    assert {name: round(e["effect"], 6) for name, e in differences.items() if name.startswith("dropped")} == {
+        "dropped: minus KD": 0.0, "dropped: minus STARK": -2.0, "dropped: minus random": 0.0}
+    table = stark_auto_page.sensitivity(data)
+    assert table["mrpc"].iloc[0] == pytest.approx(44.5) and table["mrpc"].iloc[-1] == pytest.approx(40.0)
+    assert list(stark_auto_page.students(data)["§ grid"]) == ["40%"] * 4
+
+
+@pytest.mark.parametrize("what", ["data", "nothing"])
+def test_every_figure_can_be_drawn_with_and_without_runs(what, request):
+    given = request.getfixturevalue(what)
+    words = [stark_page.curves_in_words(given), stark_page.map_in_words(given), stark_page.in_words({}),
+             stark_page.lines_in_words(stark_page.tradeoff(given), "lambda"), stark_auto_page.scatter_in_words(given),
+             stark_auto_page.densities_in_words(given)]
+    assert all(len(text.split()) >= 5 and "nan" not in text for text in words)
+    drawn = [stark_page.curves(given), stark_page.map_of_heads(given), stark_auto_page.scatter(given),
+             stark_page.differences(stark_page.against_kd(given)),
+             stark_page.lines(stark_page.tradeoff(given), "lambda", "lambda"),
+             stark_auto_page.densities(given, {"P": "P", "Q": "Q"}),
+             stark_auto_page.densities(given, {"I": "I"}, peaks=True)]
+    for fig in drawn:
+        fig.canvas.draw()
+        plt.close(fig)
+    for table in (stark_page.protocols, stark_page.plugged, stark_page.unstructured, stark_page.scales,
+                  stark_page.costs, stark_page.in_scores, stark_page.beside_the_paper, stark_auto_page.correlations,
+                  stark_auto_page.students, stark_auto_page.centres):
+        text = table(given).map(lambda cell: cell if isinstance(cell, str) else "").to_string()
+        assert "nan" not in text, table.__name__
+
+
+def test_the_paper_profiles_cost_is_its_plan():
+    table = stark_page.paper_cost(0.02).set_index("task")
+    assert table.loc["all", "runs"] == table["runs"].iloc[:-1].sum()
+    assert table.loc["mnli", "hours"] == pytest.approx(table.loc["mnli", "steps, millions"] * 1e6 * 0.02 / 3600)
