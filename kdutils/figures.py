@@ -252,5 +252,5 @@ def forest(ax, names: Iterable[str], estimates: Iterable[dict], null: float = 0.
 
 def _rows(ax, names: list[str]) -> None:
     ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_ylim(max(1, len(names)) - 0.5, -0.5)
     ax.grid(False, axis="y")

@@ -1,0 +1,223 @@
+"""What chapter 01 shows of its runs: sizes, masks, calibration, students of sparse teachers. Reads records only."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from kdutils import figures, profiles, tasks, verdicts
+from kdutils.records import Store
+
+MEASURES = ("score", "confidence", "entropy", "nll", "ece")
+NAMES = {"score": "score", "confidence": "confidence", "entropy": "entropy", "nll": "log-likelihood, negative",
+         "ece": "ECE"}
+SHOWN = {"random_unstructured": (0.0, 0.05, 0.1), "random_structured": (0.3,)}  # amounts of the reliability diagram
+KIND = {"random_unstructured": "weights zeroed", "random_structured": "heads and neurons removed"}
+
+
+def measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """`records.frame` with `score`, the verdict's metric, and confidence, entropy, nll and ece, all on test where a
+    task has one and else on dev (NaN for a regression); `paper` is the paper's metric on dev."""
+    added = [_measures(row) for row in frame.to_dict("records")]
+    return frame.reindex(columns=list(dict.fromkeys([*frame.columns, "amount", "layers", "size"]))).join(
+        pd.DataFrame(added, index=frame.index))
+
+
+def _measures(row: dict) -> dict[str, float]:
+    task = tasks.get(row["task"])
+    split = "test" if pd.notna(row.get(f"test_{task.verdict_metric}")) else "dev"
+    names = {"score": task.verdict_metric} | {name: name for name in MEASURES[1:]}
+    found = {name: row.get(f"{split}_{metric}", math.nan) for name, metric in names.items()}
+    return found | {"paper": row.get(f"dev_{task.metrics[0]}", math.nan)}
+
+
+def masks(data: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The runs of a kind of mask by amount, with the dense teacher, under every mask's seed, as amount 0."""
+    dense = data[(data["method"] == "random_unstructured") & (data["amount"] == 0)]
+    return pd.concat([dense, data[(data["method"] == method) & (data["amount"] > 0)]]).sort_values("amount")
+
+
+def constant(profile: str) -> dict[tuple[str, str], float]:
+    """Points of a constant answer by (task, "score" or "paper"), from any record of the task that holds them."""
+    found = verdicts.results(profile)
+    values = {}
+    for name in profiles.task_names(profile):
+        task, rows = tasks.get(name), found[found["task"] == name] if len(found) else found
+        columns = {"score": [f"extra_majority_{split}_{task.verdict_metric}" for split in ("test", "dev")],
+                   "paper": [f"extra_majority_dev_{task.metrics[0]}"]}
+        for kind, options in columns.items():
+            known = [rows[c].dropna().iloc[0] for c in options if c in rows and rows[c].notna().any()]
+            values[name, kind] = 100 * known[0] if known else math.nan
+    return values
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def _means(runs: pd.DataFrame, names: tuple[str, ...] = MEASURES) -> dict[str, str]:
+    """Each measure of some runs as text; a regression's missing ones are dashes."""
+    digits = {name: 3 if figures.scale(name) == 1 else 1 for name in names}
+    spread = {name: figures.interval(runs[name] * figures.scale(name)) for name in names}
+    return {NAMES.get(name, name): figures.plus_minus(*spread[name], digits[name]) for name in names}
+
+
+def sizes(data: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """One row a task and size, the largest first: parameters of the encoder in millions, score, the paper's metric on
+    dev and confidence; then what a constant answer scores."""
+    rows, floor = [], constant(profile)
+    for task, part in data[data["method"] == "finetune"].groupby("task", sort=False):
+        for _, runs in sorted(part.groupby("extra_encoder"), reverse=True):
+            first = runs.iloc[0]
+            who = f"{int(first['layers'])} layers" + (f" ({first['size']})" if pd.notna(first["size"]) else "")
+            rows.append({"task": task, "model": who, "millions": f"{first['extra_encoder'] / 1e6:.1f}"}
+                        | _means(runs, ("score", "paper", "confidence")))
+        values = {kind: figures.plus_minus(floor[task, kind], math.nan, 1).removesuffix(" (1)")
+                  if not math.isnan(floor[task, kind]) else figures.DASH for kind in ("score", "paper")}
+        rows.append({"task": task, "model": "constant answer", "millions": figures.DASH} | values
+                    | {"confidence": figures.DASH})
+    return pd.DataFrame(rows).rename(columns={"paper": "paper's metric, dev"})
+
+
+def amounts(data: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
+    """One row an amount: every measure over the masks; the dense teacher, the same under every seed, counts once."""
+    runs = masks(data[data["task"] == task], method)
+    runs = runs[(runs["amount"] > 0) | ~runs["amount"].duplicated()]
+    return pd.DataFrame([{"share": f"{100 * amount:g} %"} | _means(part, ("paper", *MEASURES))
+                         for amount, part in runs.groupby("amount")]).rename(columns={"paper": "paper's metric, dev"})
+
+
+def compared(data: pd.DataFrame) -> pd.DataFrame:
+    """Each amount's loss against the dense teacher, in points, by kind and task: score and confidence."""
+    rows = []
+    for method, kind in KIND.items():
+        for (task, amount), part in masks(data, method).groupby(["task", "amount"], sort=False):
+            if amount:
+                dense = data[(data["method"] == "random_unstructured") & (data["amount"] == 0) & (data["task"] == task)]
+                found = {name: figures.versus(part, dense, name) for name in ("score", "confidence")}
+                rows.append({"task": task, "what": kind, "share": f"{100 * amount:g} %"}
+                            | {name: said(estimate) for name, estimate in found.items()})
+    return pd.DataFrame(rows, columns=["task", "what", "share", "score", "confidence"])
+
+
+def said(estimate: dict) -> str:
+    """A difference as text: effect, half width of its interval, n."""
+    return figures.plus_minus(estimate["effect"], (estimate["high"] - estimate["low"]) / 2, estimate["n"], sign=True)
+
+
+def taught(data: pd.DataFrame) -> dict[str, dict]:
+    """For each task and amount: the students of the sparse teachers minus those of the dense one, paired by seed."""
+    runs, found = data[data["method"] == "distil_from_sparse"], {}
+    for (task, amount), part in runs.groupby(["task", "amount"]):
+        dense = runs[(runs["task"] == task) & (runs["amount"] == 0)]
+        if amount and len(dense):
+            found[f"{task}, {100 * amount:g} % zeroed"] = figures.versus(part, dense, "score")
+    return found
+
+
+def choices(profile: str) -> pd.DataFrame:
+    """The runs that chose layers and rate: score on held-out rows, and which one was taken."""
+    rows = []
+    for record in Store().records("00_choices"):
+        spec = record["spec"]
+        if spec["profile"] == profile:
+            metric, held = tasks.get(spec["task"]).verdict_metric, record["metrics"]["held"]
+            settings = spec["settings"]
+            taken = profiles.settings(profile, spec["task"])
+            same = (tuple(settings["layers"]), settings["lr"]) == (taken.layers, taken.lr)
+            rows.append({"task": spec["task"], "layers": ", ".join(map(str, settings["layers"])),
+                         "rate": f"{settings['lr']:.0e}".replace("e-0", "e-"), "held": 100 * held[metric],
+                         "metric": metric, "taken": "yes" if same else ""})
+    table = pd.DataFrame(rows, columns=["task", "layers", "rate", "metric", "held", "taken"])
+    return table.sort_values(["task", "layers", "rate"]).reset_index(drop=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def _pair(data: pd.DataFrame, x: str, label: str):
+    """Score and confidence over `x`, one line a task."""
+    fig, axes = figures.panels(2)
+    for axis, name in zip(axes, ("score", "confidence"), strict=True):
+        known = data[data[name].notna()]
+        if len(known):
+            figures.curve(axis, known.assign(**{x: known[x].astype(float)}), x, name, "task")
+        axis.set(xlabel=label, ylabel=f"{NAMES[name]}, points")
+    if axes[1].get_legend():
+        axes[1].get_legend().remove()
+    return fig
+
+
+def over_sizes(data: pd.DataFrame):
+    fig = _pair(data[data["method"] == "finetune"], "layers", "encoder layers")
+    return fig
+
+
+def over_amounts(data: pd.DataFrame, method: str):
+    runs = masks(data, method)
+    return _pair(runs.assign(share=100 * runs["amount"].astype(float)), "share", f"{KIND[method]}, %")
+
+
+def in_words(data: pd.DataFrame, by: str, what: str) -> str:
+    """What `_pair` shows: score and confidence at both ends, for each task."""
+    said = []
+    for task, part in data[data["score"].notna()].groupby("task", sort=False):
+        ends = [part[part[by] == end] for end in (part[by].min(), part[by].max())]
+        score = " to ".join(f"{100 * end['score'].mean():.1f}" for end in ends)
+        sure = " to ".join(f"{100 * end['confidence'].mean():.1f}" for end in ends)
+        said.append(f"{task}: score {score}" + ("" if "nan" in sure else f", confidence {sure}"))
+    return f"Score and confidence over {what}, smallest to largest. {'; '.join(said) or 'No runs yet'}."
+
+
+def _bars(runs: pd.DataFrame) -> pd.DataFrame:
+    """Share, confidence and accuracy of each tenth, over the masks' rows together."""
+    share = np.stack(runs["extra_reliability_share"])
+    weight = np.maximum(share.sum(0), 1e-12)
+    mean = {name: (share * np.stack(runs[f"extra_reliability_{name}"])).sum(0) / weight
+            for name in ("confidence", "accuracy")}
+    return pd.DataFrame({"share": share.mean(0)} | mean)
+
+
+def diagrams(data: pd.DataFrame, task: str) -> dict[str, pd.DataFrame]:
+    """The bars of each reliability diagram that has runs, by title."""
+    found = {}
+    for method, options in SHOWN.items():
+        for amount in options:
+            runs = data[(data["task"] == task) & (data["method"] == method) & (data["amount"] == amount)]
+            if len(runs):
+                found["dense" if not amount else f"{100 * amount:g} % {KIND[method]}"] = _bars(runs)
+    return found
+
+
+def reliability(data: pd.DataFrame, task: str):
+    """Accuracy over confidence before and after; a dot's area is the share of rows in its tenth."""
+    found = diagrams(data, task)
+    fig, axes = figures.panels(max(1, len(found)), width=1.9 * max(2, len(found)), height=2.5, sharex=True, sharey=True)
+    for axis, (title, bars) in zip(axes, found.items(), strict=False):
+        bars = bars[bars["share"] > 0]
+        axis.plot([0, 100], [0, 100], color="#888888", linewidth=1)
+        axis.plot(100 * bars["confidence"], 100 * bars["accuracy"], color=figures.COLOURS[0], linewidth=1)
+        axis.scatter(100 * bars["confidence"], 100 * bars["accuracy"], s=400 * bars["share"], color=figures.COLOURS[0])
+        axis.set_title(title.replace(" heads", "\nheads").replace(" weights", "\nweights"), fontsize=9)
+        axis.set(xlim=(45, 102), ylim=(-3, 103), xlabel="confidence, %")
+    axes[0].set_ylabel("accuracy, %")
+    return fig
+
+
+def reliability_in_words(data: pd.DataFrame, task: str) -> str:
+    parts = [f"{title}: mean confidence {100 * (b['share'] * b['confidence']).sum():.1f} against accuracy "
+             f"{100 * (b['share'] * b['accuracy']).sum():.1f}" for title, b in diagrams(data, task).items()]
+    return f"Reliability diagrams of {task}, accuracy over confidence. {'; '.join(parts) or 'No runs yet'}."
+
+
+def differences(estimates: dict[str, dict]):
+    fig, (axis,) = figures.panels(height=0.4 * max(1, len(estimates)) + 0.9)
+    figures.forest(axis, estimates, estimates.values())
+    axis.set_xlabel("students of the sparse teacher minus students of the dense one, points")
+    return fig
+
+
+def differences_in_words(estimates: dict[str, dict]) -> str:
+    parts = [f"{name} {said(found)}" for name, found in estimates.items()]
+    return f"Students of sparse teachers minus those of the dense one, points. {'; '.join(parts) or 'No runs yet'}."
