@@ -18,10 +18,27 @@ NEGATED = 0.3  # share of sentiment words behind a negator
 SIZES = {"held": 256, "dev": 512, "test": 1024}
 
 
+def total(words: list[int], seed: int = 0) -> int:
+    """The sum behind a row's true label, which is its sign: sentiment words' weights, each turned by a negator before
+    it. Its size says how easy the row is."""
+    weight, found, sign = _weights(np.random.default_rng(seed)), 0, 1
+    for word in words:
+        at = word - SPECIAL - NEGATORS
+        if SPECIAL <= word < SPECIAL + NEGATORS:
+            sign = -1
+        elif 0 <= at < SENTIMENT:
+            found, sign = found + sign * int(weight[at]), 1
+    return found
+
+
+def _weights(rng: np.random.Generator) -> np.ndarray:
+    return rng.permutation(np.resize([-2, -1, 1, 2], SENTIMENT))
+
+
 def splits(rows: int, seed: int = 0) -> dict[str, tuple[list, list, list]]:
     """Token ids, segment ids and labels of each split; only train's labels are noisy."""
     rng = np.random.default_rng(seed)
-    weight = rng.permutation(np.resize([-2, -1, 1, 2], SENTIMENT))
+    weight = _weights(rng)
     made = {}
     for name, count in ({"train": rows} | SIZES).items():
         pairs = [_row(rng, weight) for _ in range(count)]

@@ -110,6 +110,7 @@ def test_the_synthetic_task_is_what_it_says():
     assert max(max(w) for w in parts["train"][0]) < synthetic.VOCABULARY
     assert synthetic.splits(1000) == parts and synthetic.splits(1000, seed=1) != parts
     assert 0.4 < np.mean(parts["test"][2]) < 0.6
+    assert [int(synthetic.total(words) > 0) for words in parts["test"][0]] == parts["test"][2]
 
 
 def test_token_ids_are_positions_in_the_vocabulary():
