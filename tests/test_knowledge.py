@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdutils import augment, bert, data, distil, knowledge, profiles
+from kdutils import augment, bert, data, distil, knowledge, profiles, tasks
 from kdutils.experiments import probes
 from kdutils.knowledge import Draws, Selective, assignment, constant, feak, fink, relk, resk, selection
 from kdutils.records import Store, look_up
@@ -205,16 +205,24 @@ def test_replays_take_the_best_and_the_middle_sequences_once_all_are_there():
     assert all(s.seed >= probes.REPLAY_SEED for s in found) and set(found) <= set(probes.plan("smoke", "synthetic"))
 
 
-@pytest.mark.parametrize("profile, task", list(probes.WEIGHTS))
-def test_the_weights_are_those_of_the_best_trial_on_held_out_rows(profile, task):
-    trials = [s for s in probes.plan(profile, task) if s.method == "tuning"]
-    records, missing = look_up(trials)
-    assert not missing
+def test_weights_are_equal_unless_a_trial_is_clearly_better():
+    equal, low = probes.TRIALS[0], probes.TRIALS[3]
+    assert probes.best_weights({equal: [0.70, 0.72], low: [0.70, 0.73]}) == equal
+    assert probes.best_weights({equal: [0.70, 0.72], low: [0.78, 0.80]}) == low
+    # A deviation of 0.0141 a seed makes the error of a difference of means 0.0141.
+    assert [probes.best_weights({equal: [0.70, 0.72], low: [x, x + 0.02]}) for x in (0.713, 0.715)] == [equal, low]
+
+
+@pytest.mark.parametrize("task", ["mrpc", "sst2", "rotten", "rte"])
+def test_the_weights_are_those_that_the_published_trials_choose(task):
+    records, missing = look_up(s for s in probes.plan("mini", task) if s.method == "tuning")
+    if missing:
+        pytest.skip(f"{len(missing)} of the {task} trials are not published")
     scores = {}
     for record in records:
-        weights = tuple(record["spec"]["args"]["weights"])
-        scores[weights] = scores.get(weights, 0) + record["metrics"]["held"][profiles.tasks.get(task).verdict_metric]
-    assert probes.WEIGHTS[profile, task] == max(scores, key=scores.get)
+        held = record["metrics"]["held"][tasks.get(task).verdict_metric]
+        scores.setdefault(tuple(record["spec"]["args"]["weights"]), []).append(held)
+    assert probes.WEIGHTS.get(("mini", task), probes.TRIALS[0]) == probes.best_weights(scores)
 
 
 # --------------------------------------------------------------------------------------------------------- augmentation

@@ -9,7 +9,7 @@ from kdutils.experiments import common, probes
 from kdutils.records import Spec, Store, run_once
 
 CHAPTER = "06_ksm"
-EPISODES = {"smoke": 1, "demo": 1, "mini": 4}  # of stage one; ten elsewhere
+EPISODES = {"smoke": 1, "demo": 1, "mini": 3}  # of stage one; ten elsewhere
 REWARD_ROWS = 256  # held-out rows that a reward is computed on
 ALPHA, BETA = 0.5, 100.0  # weight of the teacher's part in vanilla KD and PKD; of PKD's patience term
 QUERIED = 0.5  # share of a batch on which Dynamic KD asks the teacher
@@ -22,7 +22,7 @@ ABLATIONS = ({"exploration": False}, {"reward": "accuracy"}, {"reward": "f1"}, {
              {"multi_phase": False})
 KSM = ("KSM-soft", "KSM-hard", "KSM-threshold", "KSM-literal")  # the last two: hard with another threshold; soft, by
 # the paper's own updates
-THRESHOLDS = (0.1, 0.3)
+THRESHOLD, THRESHOLDS = 0.2, (0.1, 0.3)  # of hard actions: the usual one and the others of the paper
 DEPTHS = ("vanilla-KD", "finetune", "Random-Soft", "KSM-soft", "Random-Hard", "KSM-hard", "PKD")
 AUGMENTED = ("finetune-augmented", "vanilla-KD-augmented", "KSM-soft-augmented")
 
@@ -115,8 +115,9 @@ def choices(spec: Spec):
     from kdutils.agents import Choices
 
     method = probes.base(spec)
-    names = ("episodes", "threshold", "phase", "multi_phase", "exploration", "reward")
+    names = ("episodes", "phase", "multi_phase", "exploration", "reward")
     return Choices(hard=method in ("KSM-hard", "KSM-threshold"), literal=method == "KSM-literal",
+                   threshold=spec.args.get("threshold", THRESHOLD),
                    **{name: spec.args[name] for name in names if name in spec.args})
 
 

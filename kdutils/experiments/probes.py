@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import mean, variance
 
 from kdutils import profiles, tasks
 from kdutils.experiments import common
@@ -21,8 +22,8 @@ REPLAYS = 3  # fresh seeds for each of them
 REPLAY_SEED = 1000  # the first of those seeds
 TRIALS = ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 0.3, 0.3), (1.0, 1.0, 1.0, 0.1), (1.0, 1.0, 0.1, 0.1))
 TRIAL_SEEDS = (900, 901)
-# The weights of the four types, in the order of knowledge.TYPES, by profile and task: the trial with the best held-out
-# score, which tests/test_knowledge.py compares with the runs. All 1 where nothing was tried.
+# Weights of the four types, in the order of knowledge.TYPES, by profile and task, where `best_weights` of the trials
+# are not all 1; tests/test_knowledge.py compares the two.
 WEIGHTS: dict[tuple[str, str], tuple[float, ...]] = {}
 # As the paper trains (appendix B): the bottom six pre-trained layers, batches of 32, five epochs.
 PAPER = {"layers": (1, 2, 3, 4, 5, 6), "batch_size": 32, "lr": 3e-5, "epochs": 5,
@@ -94,6 +95,15 @@ def plan(profile: str, task: str) -> list[Spec]:
 def _trial(profile: str, task: str, weights: tuple[float, ...], seed: int) -> Spec:
     changes = PAPER if profile == "paper" else {}
     return common.make(CHAPTER, profile, task, "tuning", seed, {"weights": weights}, **changes)
+
+
+def best_weights(scores: dict[tuple[float, ...], list[float]]) -> tuple[float, ...]:
+    """The weights to take, from the held-out scores of each trial's seeds: all 1, unless the best trial's mean is above
+    theirs by more than the difference's standard error (one deviation of a seed, pooled over the trials)."""
+    equal, best = TRIALS[0], max(scores, key=lambda weights: mean(scores[weights]))
+    spread = math.sqrt(mean(variance(values) for values in scores.values()))
+    error = spread * math.sqrt(1 / len(scores[equal]) + 1 / len(scores[best]))
+    return best if mean(scores[best]) - mean(scores[equal]) > error else equal
 
 
 def replays(profile: str, task: str) -> list[Spec]:

@@ -1,0 +1,234 @@
+"""What chapter 06 shows of its runs: tables, differences, episodes, actions, transfers, costs. Reads records only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from kdutils import figures, tasks, verdicts
+from kdutils.experiments import ksm
+from kdutils.peakd_page import measured
+from kdutils.probes_page import TYPES, task_names, text
+from kdutils.stark_page import by_seed, pooled, said
+
+VARIED = ("layers", "multi_phase", "exploration", "reward", "phase", "threshold", "source", "copies")
+METHODS = ("finetune", "vanilla-KD", "PKD", "Dynamic-KD", "Random-Hard", "Random-Soft", "constant", "KSM-hard",
+           "KSM-soft")
+RIVALS = tuple(name for name in METHODS if name != "KSM-soft")
+ABLATIONS = {"without the exploration reward": {"exploration": False}, "without phases": {"multi_phase": False},
+             "rewarded by accuracy": {"reward": "accuracy"}, "rewarded by F1": {"reward": "f1"},
+             "phases of 64 steps": {"phase": 64}, "phases of 128 steps": {"phase": 128}}
+
+
+def with_measures(data: pd.DataFrame) -> pd.DataFrame:
+    """`peakd_page.measured`, with the arguments that only some runs have."""
+    return measured(data.reindex(columns=list(dict.fromkeys([*data.columns, *VARIED]))))
+
+
+def of(data: pd.DataFrame, method: str, task: str, **change) -> pd.DataFrame:
+    """The runs of a method on a task, as in the main comparison unless `change` says otherwise."""
+    args = dict.fromkeys(VARIED) | change
+    return verdicts.select(data[data["task"] == task], {"method": method, "args": args})
+
+
+def other(data: pd.DataFrame, task: str) -> int | None:
+    """The second student depth of a task, where it has runs."""
+    known = data.loc[(data["task"] == task) & data["layers"].notna(), "layers"]
+    return int(known.iloc[0]) if len(known) else None
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: bool = False) -> pd.DataFrame:
+    """One row a method, `columns` of each task as mean ± half width (n); last the teacher and a constant answer. With
+    `deeper`, students of the second depth, which is in the tasks' names."""
+    there = {name: other(data, name) if deeper else None for name in task_names(data)}
+    there = {name: layers for name, layers in there.items() if layers or not deeper}
+    rows = []
+    for method in METHODS:
+        row = {"method": method}
+        for name, layers in there.items():
+            found = of(data, f"{method}-{layers}L", name, layers=layers) if layers else of(data, method, name)
+            row |= {f"{name}, {layers} layers" if layers else f"{name} {c}": text(found[c]) for c in columns}
+        rows.append(row)
+    made = pd.DataFrame(rows)
+    made = made[(made.drop(columns="method") != figures.DASH).any(axis=1)]
+    return made if "score" not in columns or deeper else pd.concat([made, _marks(data)]).fillna(figures.DASH)
+
+
+def _marks(data: pd.DataFrame) -> pd.DataFrame:
+    means = data.groupby("task")[["teacher", "majority"]].mean() * 100
+    return pd.DataFrame([{"method": label} | {f"{name} score": f"{means.loc[name, who]:.1f}" for name in means.index}
+                         for who, label in (("teacher", "teacher"), ("majority", "constant answer"))])
+
+
+def against(data: pd.DataFrame, rivals: Iterable[str] = RIVALS) -> dict[str, dict]:
+    """Soft KSM minus each rival, paired by seed: the mean over tasks that can decide, or the one task's, by rival."""
+    found = {}
+    names = [n for n in task_names(data) if (data["profile"].iloc[0], n) not in verdicts.CANNOT_DECIDE]
+    for rival in rivals:
+        some = pooled({n: by_seed(of(data, "KSM-soft", n), of(data, rival, n), "score") for n in names})
+        if some:
+            found[rival] = some.get("all") or next(iter(some.values()))
+    return found
+
+
+def ablations(data: pd.DataFrame) -> pd.DataFrame:
+    """Soft KSM minus itself with one thing changed, paired by seed, by task."""
+    variants = {label: ("KSM-soft", change) for label, change in ABLATIONS.items()}
+    variants["the paper's own updates"] = ("KSM-literal", {})
+    rows = []
+    for label, (method, change) in variants.items():
+        estimates = pooled({name: by_seed(of(data, "KSM-soft", name), of(data, method, name, **change), "score")
+                            for name in task_names(data)})
+        if estimates:
+            rows.append({"soft KSM minus the same": label} | {name: said(e) for name, e in estimates.items()})
+    return pd.DataFrame(rows).fillna(figures.DASH)
+
+
+def thresholds(data: pd.DataFrame) -> pd.DataFrame:
+    """Hard KSM at each threshold: types chosen at a step, steps that chose none, score."""
+    rows = []
+    for name in task_names(data):
+        for value in sorted((*ksm.THRESHOLDS, ksm.THRESHOLD)):
+            runs = (of(data, "KSM-hard", name) if value == ksm.THRESHOLD
+                    else of(data, "KSM-threshold", name, threshold=value))
+            if len(runs):
+                chosen = np.mean([sum(action) for action in runs["extra_mean_action"]])
+                rows.append({"task": name, "threshold": f"{value:g}", "types a step": chosen,
+                             "empty steps, %": (runs["extra_skipped"] / runs["extra_steps"]).mean() * 100,
+                             "score": text(runs["score"])})
+    return pd.DataFrame(rows)
+
+
+def transfers(data: pd.DataFrame) -> pd.DataFrame:
+    """Soft KSM's student under its own selector and under foreign ones."""
+    rows = []
+    for name in task_names(data):
+        layers = other(data, name)
+        kinds = {"its own": of(data, "KSM-soft", name),
+                 "the next seed's": of(data, "transfer", name, source="seed"),
+                 f"{ksm.SOURCES.get(name)}'s": of(data, "transfer", name, source="task")}
+        if layers:
+            kinds |= {f"its own, {layers} layers": of(data, f"KSM-soft-{layers}L", name, layers=layers),
+                      f"the usual depth's, {layers} layers": of(data, f"transfer-{layers}L", name, layers=layers,
+                                                                source="depth")}
+        rows += [{"task": name, "selector": label, "score": text(runs["score"])} for label, runs in kinds.items()
+                 if len(runs)]
+    return pd.DataFrame(rows)
+
+
+def augmented(data: pd.DataFrame) -> pd.DataFrame:
+    """Students of the task's rows and of augmented rows."""
+    rows = []
+    for name in task_names(data):
+        for method in ("finetune", "vanilla-KD", "KSM-soft"):
+            more = data[(data["task"] == name) & (data["method"] == f"{method}-augmented")]
+            if len(more):
+                plain = of(data, method, name)
+                rows.append({"task": name, "method": method, "rows of the task": text(plain["score"]),
+                             f"and {int(more['copies'].iloc[0])} changed copies": text(more["score"]),
+                             "difference": said(pooled({name: by_seed(more, plain, "score")})[name])})
+    return pd.DataFrame(rows).fillna(figures.DASH)
+
+
+def costs(data: pd.DataFrame) -> pd.DataFrame:
+    """Median seconds of one distillation and of KSM's two stages, and their ratio."""
+    rows = []
+    for name in task_names(data):
+        plain = of(data, "vanilla-KD", name)["extra_train_seconds"].median()
+        for method in ("KSM-soft", "KSM-hard"):
+            runs = of(data, method, name)
+            if len(runs):
+                first, second = runs["extra_ksm_seconds"].median(), runs["extra_distil_seconds"].median()
+                rows.append({"task": name, "method": method, "vanilla KD, s": plain,
+                             "episodes": f"{runs['extra_episodes_run'].mean():.1f}", "stage one, s": first,
+                             "stage two, s": second, "times vanilla KD": (first + second) / plain, "n": len(runs)})
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------------------------------- the two stages
+
+
+def episodes(data: pd.DataFrame) -> pd.DataFrame:
+    """One row an episode of stage one of soft and hard KSM: the student's end (minus its cross-entropy)."""
+    rows = []
+    for name in task_names(data):
+        for method in ("KSM-soft", "KSM-hard"):
+            runs = of(data, method, name)
+            rows += [{"task": name, "method": method, "seed": row["seed"], "episode": i + 1, "nll": -one["quality"]}
+                     for row in runs.to_dict("records") for i, one in enumerate(row["extra_episodes"])]
+    return pd.DataFrame(rows, columns=["task", "method", "seed", "episode", "nll"])
+
+
+def rewards(data: pd.DataFrame) -> pd.DataFrame:
+    """How steady the phase rewards of a kind are: over all phases of all episodes, their mean over their standard
+    deviation, and the share that is above zero."""
+    rows = []
+    for name in task_names(data):
+        for kind in ("loss", "f1", "accuracy"):
+            runs = of(data, "KSM-soft", name, reward=None if kind == "loss" else kind)
+            values = [r for some in runs.get("extra_episodes", []) for one in some for r in one["rewards"]]
+            if values:
+                values = np.array(values)
+                rows.append({"task": name, "reward": kind, "mean / deviation": values.mean() / max(values.std(), 1e-12),
+                             "above zero, %": 100 * np.mean(values > 0), "exactly zero, %": 100 * np.mean(values == 0),
+                             "phases": len(values)})
+    return pd.DataFrame(rows)
+
+
+def actions(data: pd.DataFrame) -> pd.DataFrame:
+    """Soft KSM's action over stage two, one row a type, part of training (in percent) and run."""
+    rows = []
+    for name in task_names(data):
+        for row in of(data, "KSM-soft", name).to_dict("records"):
+            parts = len(row["extra_actions"])
+            rows += [{"task": name, "seed": row["seed"], "share": 100 * (i + 0.5) / parts, "type": kind, "action": a}
+                     for i, action in enumerate(row["extra_actions"]) for kind, a in zip(TYPES, action, strict=True)]
+    return pd.DataFrame(rows, columns=["task", "seed", "share", "type", "action"])
+
+
+def movement(data: pd.DataFrame) -> pd.DataFrame:
+    """Each type's mean action, how far it moves within a run (standard deviation over the parts of training, mean over
+    runs) and how far runs lie apart (standard deviation of their means)."""
+    rows = []
+    for (name, kind), some in actions(data).groupby(["task", "type"], sort=False):
+        by = some.groupby("seed")["action"]
+        rows.append({"task": name, "type": kind, "mean action": by.mean().mean(), "within a run": by.std().mean(),
+                     "between runs": by.mean().std() if by.ngroups > 1 else np.nan, "n": by.ngroups})
+    return pd.DataFrame(rows)
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str):
+    """A panel a task: mean of `y` over `x` with 95 % intervals over seeds, a line for each `hue`."""
+    names = task_names(data)
+    fig, axes = figures.panels(max(len(names), 1), sharey=True)
+    for ax, name in zip(axes, names, strict=False):
+        some = data[data["task"] == name]
+        figures.curve(ax, some, x, y, hue, legend=name == names[0])
+        ax.set(title=f"{name} (n = {some['seed'].nunique()})", xlabel=xlabel, ylabel=ylabel)
+    if names:
+        axes[0].legend(title=None)
+    else:
+        axes[0].text(0.5, 0.5, "no runs yet", ha="center", va="center", transform=axes[0].transAxes)
+    return fig
+
+
+def lines_in_words(data: pd.DataFrame, x: str, y: str, hue: str) -> str:
+    """The ends of every line of `lines`."""
+    said = []
+    for (name, group), some in data.groupby(["task", hue], sort=False):
+        means = some.groupby(x)[y].mean() * figures.scale(y)
+        said.append(f"{name}, {group}: {means.iloc[0]:.2f} to {means.iloc[-1]:.2f}")
+    return f"{y} over {x}, from first to last. " + ("; ".join(said) or "No runs yet.")
+
+
+def metric(data: pd.DataFrame) -> str:
+    """The verdicts' metric of each task, in words."""
+    return ", ".join(f"{name}: {tasks.get(name).verdict_metric}" for name in task_names(data))
