@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from kdutils import claims, experiments, figures, intervals, records, stark_page, tasks
+from kdutils import claims, experiments, figures, intervals, records, stark_page, stark_plots, tasks
 
 STUDENTS = ("dropped", "pruned")
 READINGS = {"A": "A", "B": "B", "C": "C, heads", "C-neurons": "C, neurons", "D": "D"}
@@ -48,7 +48,7 @@ def densities(data: pd.DataFrame, kinds: dict[str, str], student: str = "dropped
     """For each task the densities of heads' scores, a faint line a seed; with `peaks` the first peak of each."""
     names = [task for task, kind in pairs(data) if kind == student]
     if not names:
-        return stark_page.nothing(figures.panels(1))
+        return stark_plots.nothing(figures.panels(1))
     fig, axes = figures.panels(len(names), height=2.4)
     for ax, name in zip(axes, names, strict=True):
         runs = auto(data, name, student)
@@ -136,7 +136,7 @@ def scatter(data: pd.DataFrame):
     """The best sparsity over the automatic one: each seed faint, each task and student as a large marker."""
     found = points(data)
     if not found["chosen"].notna().any():
-        return stark_page.nothing(figures.panels(1))
+        return stark_plots.nothing(figures.panels(1))
     fig, (ax,) = figures.panels(1, width=4.8, height=3.6)
     jitter = np.random.default_rng(0).uniform(-1.2, 1.2, len(found))
     found = found.assign(own=found["own"] + jitter)

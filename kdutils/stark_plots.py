@@ -1,0 +1,125 @@
+"""What chapters 02 and 03 draw of their runs, each figure with its words. Reads records only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from kdutils import figures, tasks
+from kdutils.stark_page import at_half, grid, share_of, task_names
+
+
+def nothing(fig_axes, text: str = "no runs yet"):
+    fig, axes = fig_axes
+    for ax in axes:
+        ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
+    return fig
+
+
+def curves(data: pd.DataFrame, student: str = "dropped"):
+    """A row a task. Left: the student over sparsity, knowledgeable and random scores. Right: the same student with its
+    teacher's score and mean confidence on one axis."""
+    there = [name for name in task_names(data) if len(grid(data, name, student))]
+    if not there:
+        return nothing(figures.panels(1))
+    fig, axes = figures.panels(2, len(there), height=2.4)
+    for i, name in enumerate(there):
+        left, right = axes[2 * i : 2 * i + 2]
+        known, chance = grid(data, name, student), grid(data, name, student, "random")
+        both = pd.concat([known.assign(scores="knowledgeable"), chance.assign(scores="random")])
+        both["percent"] = both["sparsity"] * 100
+        figures.curve(left, both, "percent", "score", "scores", legend=i == 0)
+        long = both[both["scores"] == "knowledgeable"].melt(
+            ["percent", "seed"], ["score", "teacher", "confidence"], "of", "value").dropna(subset="value")
+        long["of"] = long["of"].replace({"score": "student", "confidence": "teacher's confidence"})
+        figures.curve(right, long, "percent", "value", "of", legend=i == 0)
+        metric, n = tasks.get(name).verdict_metric, known[known["sparsity"] > 0]["seed"].nunique()
+        left.set(title=f"{name}: {metric} (n = {n})", ylabel="student", xlabel="")
+        right.set(title=f"{name}: teacher", ylabel="points", xlabel="")
+    for ax in axes[-2:]:
+        ax.set_xlabel("heads and neurons removed, %")
+    for ax in axes[:2]:
+        ax.legend(fontsize=8)
+    return fig
+
+
+def curves_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+    """The same for those who do not see it."""
+    parts = []
+    for name in task_names(data):
+        found = grid(data, name, student)
+        means = found.groupby("sparsity")["score"].mean() * 100
+        if len(means):
+            parts.append(f"{name}: {means.iloc[0]:.1f} with the dense teacher, at best {means.max():.1f} at "
+                         f"{means.idxmax():.0%} and {means.iloc[-1]:.1f} at {means.index[-1]:.0%} removed")
+    return f"Score of the {student} student over the teacher's sparsity. " + ("; ".join(parts) or "No runs yet.")
+
+
+def map_of_heads(data: pd.DataFrame, student: str = "dropped"):
+    """For each task the share of seeds in which a head stays (layers from the bottom up) beside the mean share of
+    neurons that stay in each layer, at half the teacher removed."""
+    there = {name: at_half(grid(data, name, student).query("sparsity > 0")) for name in task_names(data)}
+    there = {name: runs for name, runs in there.items() if len(runs)}
+    if not there:
+        return nothing(figures.panels(1))
+    fig, axes = figures.panels(len(there), 2, height=2.2, sharey="row")
+    for i, (name, runs) in enumerate(there.items()):
+        stay = np.mean([[[int(c) for c in row] for row in rows] for rows in runs["extra_kept_heads"]], axis=0)
+        neurons = np.mean(runs["extra_kept_neurons"].tolist(), axis=0)
+        layers = np.arange(1, len(stay) + 1)
+        axes[i].imshow(stay, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="cividis",
+                       extent=(0.5, stay.shape[1] + 0.5, 0.5, len(stay) + 0.5))
+        heads = np.arange(1, stay.shape[1] + 1)
+        axes[i].set(title=f"{name}, {share_of(runs)} removed", xlabel="head", xticks=heads, yticks=layers)
+        axes[i].grid(False)
+        lower = axes[len(there) + i]
+        lower.barh(layers, neurons / neurons.max() * 100, color=figures.COLOURS[0])
+        lower.set(xlabel="neurons, % of the fullest layer", yticks=layers)
+    for ax in (axes[0], axes[len(there)]):
+        ax.set_ylabel("layer")
+    return fig
+
+
+def map_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+    parts = []
+    for name in task_names(data):
+        runs = at_half(grid(data, name, student).query("sparsity > 0"))
+        if len(runs):
+            kept = np.mean([[row.count("1") for row in rows] for rows in runs["extra_kept_heads"]], axis=0)
+            parts.append(f"{name}: " + ", ".join(f"{k:.1f}" for k in kept))
+    return "Mean number of heads that stay in each layer, from the bottom. " + ("; ".join(parts) or "No runs yet.")
+
+
+def differences(estimates: dict[str, dict], label: str = "minus KD, points"):
+    """A forest plot of estimates by name."""
+    if not estimates:
+        return nothing(figures.panels(1))
+    fig, (ax,) = figures.panels(1, height=0.8 + 0.3 * len(estimates))
+    figures.forest(ax, estimates, estimates.values())
+    ax.set_xlabel(label)
+    return fig
+
+
+def in_words(estimates: dict[str, dict], what: str = "Differences from KD") -> str:
+    listed = [f"{name}: {e['effect']:+.1f} ({e['n']} seeds)" for name, e in estimates.items()]
+    return f"{what} with 95 % intervals, in points. " + ("; ".join(listed) or "No runs yet.")
+
+
+def lines(runs: pd.DataFrame, x: str, xlabel: str):
+    """Score over `x`, a panel a task."""
+    names = task_names(runs)
+    if not names:
+        return nothing(figures.panels(1))
+    fig, axes = figures.panels(len(names), height=2.4)
+    for ax, name in zip(axes, names, strict=True):
+        part = runs[runs["task"] == name]
+        figures.curve(ax, part, x, "score")
+        title = f"{name}, {share_of(part)} removed (n = {part['seed'].nunique()})"
+        ax.set(title=title, xlabel=xlabel, ylabel=tasks.get(name).verdict_metric)
+    return fig
+
+
+def lines_in_words(runs: pd.DataFrame, x: str) -> str:
+    means = (runs.groupby(["task", x])["score"].mean() * 100).round(1) if len(runs) else {}
+    listed = "; ".join(f"{task} {value:g}: {mean}" for (task, value), mean in means.items())
+    return f"Mean score by task and {x}. " + (listed or "No runs yet.")
