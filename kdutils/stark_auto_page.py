@@ -75,11 +75,11 @@ def centres(data: pd.DataFrame) -> pd.DataFrame:
         difference = figures.plus_minus(found["effect"], half, found["n"], 3, sign=True)
         rows.append({"student": student, "task": task, "expressiveness": f"{p.mean():.3f}",
                      "friendliness": f"{q.mean():.3f}", "difference": difference})
-    return pd.DataFrame(rows)
+    return stark_page.or_none(pd.DataFrame(rows))
 
 
 def densities_in_words(data: pd.DataFrame) -> str:
-    rows = centres(data).to_dict("records")
+    rows = centres(data).to_dict("records") if pairs(data) else []
     listed = [f"{r['student']} {r['task']}: {r['expressiveness']} and {r['friendliness']}" for r in rows]
     return "Densest score of the heads, expressiveness and friendliness. " + ("; ".join(listed) or "No runs yet.")
 
@@ -169,7 +169,7 @@ def students(data: pd.DataFrame) -> pd.DataFrame:
         row |= {name: figures.plus_minus(*figures.interval(runs["score"] * 100)) for name, runs in found.items()}
         row["§ grid"] = f"{found['STARK']['sparsity'].iloc[0]:.0%}" if len(found["STARK"]) else figures.DASH
         rows.append(row | {"§ automatic": f"{found['STARK-Auto']['extra_sparsity'].mean():.0%}"})
-    return pd.DataFrame(rows)
+    return stark_page.or_none(pd.DataFrame(rows))
 
 
 def differences(data: pd.DataFrame) -> dict[str, dict]:

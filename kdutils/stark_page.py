@@ -134,7 +134,12 @@ def _known(table: pd.DataFrame) -> pd.DataFrame:
     """Without the rows of methods, and the columns, that have no run."""
     ours = [c for c in table if c != "method" and not c.endswith("paper")]
     kept = table[(table[ours].fillna(figures.DASH) != figures.DASH).any(axis=1)]
-    return kept.reset_index(drop=True)
+    return or_none(kept.reset_index(drop=True))
+
+
+def or_none(table: pd.DataFrame) -> pd.DataFrame:
+    """The table; where it has no row, one that says so."""
+    return table if len(table) else pd.DataFrame({"runs": ["none yet"]})
 
 
 # ------------------------------------------------------------------------------------------------------- differences
@@ -225,7 +230,7 @@ def unstructured(data: pd.DataFrame) -> pd.DataFrame:
             rows.append({"task": name, "sparsity": f"{share:.0%}", "single weights": _text(a["score"]),
                          "heads and neurons": _text(b["score"]), "difference": difference,
                          "teacher, single": _text(a["teacher"]), "teacher, whole": _text(b["teacher"])})
-    return pd.DataFrame(rows)
+    return or_none(pd.DataFrame(rows))
 
 
 def scales(data: pd.DataFrame) -> pd.DataFrame:
@@ -241,7 +246,7 @@ def scales(data: pd.DataFrame) -> pd.DataFrame:
                          "teacher": f"{kd['teacher'].mean() * 100:.1f}", "KD": _text(kd["score"]),
                          "STARK": _text(stark["score"]), "§": share_of(stark),
                          "difference": said(paired(by_seed(stark, kd, "score")))})
-    return pd.DataFrame(rows)
+    return or_none(pd.DataFrame(rows))
 
 
 def tradeoff(data: pd.DataFrame) -> pd.DataFrame:
@@ -270,7 +275,7 @@ def costs(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
                   "dense teacher, MB": kd["extra_memory_teacher"], "sparse teacher, MB": sparse["extra_memory_teacher"]}
         rows.append({"task": name, "§": share_of(sparse)}
                     | {k: float(v.median()) for k, v in (seconds | memory).items()} | {"n": len(sparse)})
-    return pd.DataFrame(rows)
+    return or_none(pd.DataFrame(rows))
 
 
 def at_half(runs: pd.DataFrame) -> pd.DataFrame:
