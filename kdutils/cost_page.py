@@ -11,6 +11,8 @@ import pandas as pd
 from kdutils import figures
 from kdutils.records import Record, Store, repository
 
+FIRST = ("what", "reference loop", "seconds", "cpu seconds", "seeds", "reference", "its error")  # columns of a table
+
 
 def benchmarks(path: Path | None = None) -> list[dict]:
     """The benchmarks' records, one for each part, device and number of threads; none where nothing was measured."""
@@ -35,7 +37,10 @@ def show(found: list[dict], part: str, caption: str, digits: int = 2) -> None:
         print(f"{caption}: not measured yet; python -m benchmarks --only {part}")
     for record in of(found, part):
         of_task = f" ({record['task']})" if record["task"] else ""
-        figures.table(pd.DataFrame(record["rows"]), f"{caption}{of_task}: {place(record)}, {record['dtype']}", digits)
+        rows = pd.DataFrame(record["rows"])
+        first = [name for name in FIRST if name in rows]
+        about = f"{caption}{of_task}: {place(record)}, {record['dtype']}"
+        figures.table(rows[[*first, *rows.columns.drop(first)]], about, digits)
 
 
 def value(record: dict, what: str, column: str) -> float | None:
@@ -104,15 +109,16 @@ def steps(found: list[dict]) -> None:
 
 
 def _bars(ax, record: dict) -> None:
-    rows = [row for row in record["rows"] if row["what"] != "whole step"]
     names, left = ("reference loop", "ours"), [0.0, 0.0]
+    *rows, whole = sorted(record["rows"], key=lambda row: row["what"] == "whole step")
+    labels = [f"{name}\n{whole[name]:.0f} ms" for name in names]
     for i, row in enumerate(rows):
-        widths = [row[name] for name in names]
+        widths = [100 * row[name] / whole[name] for name in names]
         colour = figures.COLOURS[i % len(figures.COLOURS)]
-        ax.barh(names, widths, left=left, color=colour, label=row["what"], edgecolor="white")
+        ax.barh(labels, widths, left=left, color=colour, label=row["what"], edgecolor="white")
         left = [a + b for a, b in zip(left, widths, strict=True)]
     ax.invert_yaxis()
-    ax.set(xlabel="milliseconds of a step")
+    ax.set(xlabel="per cent of a step", xlim=(0, 100))
     ax.grid(False, axis="y")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=3, fontsize=8)
 
