@@ -91,13 +91,13 @@ def _compared(profile: str, task: str) -> Iterator[Spec]:
     yield from runs(("PTP-1", "PTP-2", "extra-finetune") if classes else ())
     yield from runs(CONTROLS[1:])
     if profile != "paper":  # where it is every run's start
-        yield from runs(ends, init="bottom")
+        yield from runs(ends[: 1 if light else None], init="bottom")
     for threshold in THRESHOLDS[: 1 if light else None] if classes else ():
         yield from runs(["PTP-threshold"], threshold=threshold)
     for layers in (1, 2, 6) if profile == "paper" else (1,) if light else (1, 2, 3):
         if layers != independent(profile, task):
             yield from runs(ends, layers=layers)
-    yield from runs(["PTP-crossfit"] if classes else ())
+    yield from runs(["PTP-crossfit"] if classes and not light else ())  # it takes two more teachers
 
 
 def _grid(profile: str, task: str) -> Iterator[Spec]:
