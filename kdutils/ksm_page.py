@@ -10,7 +10,7 @@ import pandas as pd
 from kdutils import figures, tasks, verdicts
 from kdutils.experiments import ksm
 from kdutils.peakd_page import measured
-from kdutils.probes_page import TYPES, task_names, text
+from kdutils.probes_page import TYPES, show, task_names, text  # noqa: F401 (the notebook shows its tables with it)
 from kdutils.stark_page import by_seed, pooled, said
 
 VARIED = ("layers", "multi_phase", "exploration", "reward", "phase", "threshold", "source", "copies")
@@ -205,6 +205,14 @@ def movement(data: pd.DataFrame) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
+def differences(estimates: dict[str, dict]):
+    """A row an estimate of `against`, with its interval."""
+    fig, (ax,) = figures.panels(height=0.8 + 0.35 * max(len(estimates), 2))
+    figures.forest(ax, estimates, estimates.values())
+    ax.set_xlabel("soft KSM minus the row, points")
+    return fig
+
+
 def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str):
     """A panel a task: mean of `y` over `x` with 95 % intervals over seeds, a line for each `hue`."""
     names = task_names(data)
@@ -214,7 +222,9 @@ def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str
         figures.curve(ax, some, x, y, hue, legend=name == names[0])
         ax.set(title=f"{name} (n = {some['seed'].nunique()})", xlabel=xlabel, ylabel=ylabel)
     if names:
-        axes[0].legend(title=None)
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].get_legend().remove()
+        fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     else:
         axes[0].text(0.5, 0.5, "no runs yet", ha="center", va="center", transform=axes[0].transAxes)
     return fig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -51,6 +50,14 @@ def with_measures(data: pd.DataFrame) -> pd.DataFrame:
 
 def task_names(data: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(data["task"]))
+
+
+def show(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
+    """`figures.table`, or a line where there are no runs to show."""
+    if len(data):
+        figures.table(data, caption, digits)
+    else:
+        print(f"No runs yet for: {caption}")
 
 
 def text(values: pd.Series) -> str:
@@ -109,6 +116,8 @@ def heads(data: pd.DataFrame) -> pd.DataFrame:
     for name in task_names(data):
         for names in ("FeaK", "RelK"):
             part = data[(data["task"] == name) & (data["knowledge"] == names)]
+            if part.empty:
+                continue
             score = {label: text(part.loc[part["method"] == method, "score"])
                      for label, method in (("fresh head", "fixed"), ("teacher's head", "teacher-head"))}
             rows.append({"task": name, "knowledge": names} | score
@@ -235,6 +244,15 @@ def explained(data: pd.DataFrame, task: str) -> float:
     return 1 - left / (len(y) - design.shape[1]) / y.var(ddof=1)
 
 
+def whole(data: pd.DataFrame) -> pd.DataFrame:
+    """The slopes over all of training, and what the twelve shares explain."""
+    rows = [{"task": name, "type": kind,
+             "one step in ten more": figures.plus_minus(e["effect"], e["high"] - e["effect"], e["n"], 2, sign=True),
+             "variance explained": f"{explained(data, name):.0%}"}
+            for name in task_names(data) for kind, e in regression(data, name, by="all").items()]
+    return pd.DataFrame(rows, columns=["task", "type", "one step in ten more", "variance explained"])
+
+
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
@@ -276,8 +294,3 @@ def slopes(found: dict[str, dict[str, Estimate]]):
 def slopes_in_words(found: dict[str, dict[str, Estimate]]) -> str:
     said = [f"{name}, {label}: {e['effect']:+.2f}" for name, some in found.items() for label, e in some.items()]
     return "Points gained when a type is chosen at one step in ten more. " + ("; ".join(said) or "Too few runs.")
-
-
-def clear(estimates: Iterable[Estimate]) -> int:
-    """How many intervals exclude zero."""
-    return sum(e["low"] > 0 or e["high"] < 0 for e in estimates)

@@ -1,0 +1,169 @@
+"""What chapters 05 and 06 show, on made-up runs with known effects."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kdutils import claims, ksm_page, probes_page
+from kdutils.peakd_page import judged
+
+TYPES = probes_page.TYPES
+
+
+def run(method, seed, score, task="mrpc", **more):
+    """A row of `records.frame` with a score on test and dev."""
+    made = {"profile": "mini", "chapter": "05_knowledge_probes", "task": task, "method": method, "seed": seed,
+            "test_matthews": score, "dev_matthews": score, "best_dev_f1": score, "best_dev_accuracy": score,
+            "held_matthews": score, "extra_teacher_test_matthews": 0.5, "extra_majority_test_matthews": 0.0}
+    return made | more
+
+
+def measured(rows, page=probes_page):
+    return page.with_measures(pd.DataFrame(rows))
+
+
+def draws(count, score, seed=0):
+    """Random-All runs whose shares of each type in each third are random, and whose score follows from them."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        shares = {kind: list(rng.uniform(0.4, 0.6, 3)) for kind in TYPES}
+        rows.append(run("Random-All", i, score(shares, rng), draw=i)
+                    | {f"extra_chosen_{kind}": values for kind, values in shares.items()})
+    return measured(rows)
+
+
+def test_order_statistics_of_equals_by_enumeration():
+    """Three students, two rows, 0.7: every outcome of the six answers, weighed."""
+    worst = best = 0.0
+    for answers in itertools.product((0, 1), repeat=6):
+        chance = np.prod([0.7 if a else 0.3 for a in answers])
+        right = [(answers[i] + answers[i + 1]) / 2 for i in (0, 2, 4)]
+        worst, best = worst + chance * min(right), best + chance * max(right)
+    assert probes_page.best_of(3, 2, 0.7) == pytest.approx((worst, best))
+
+
+def test_the_papers_range_beside_that_of_equals():
+    table = probes_page.paper_luck()
+    assert table["range"].tolist() == pytest.approx([68.4 - 58.3, 67.2 - 58.9, 91.3 - 86.1, 90.7 - 87.9])
+    rng = np.random.default_rng(0)
+    simulated = rng.binomial(277, 0.6335, (4000, 200)) / 2.77
+    assert table["range "].iloc[0] == pytest.approx(np.ptp(simulated, axis=1).mean(), abs=0.2)
+
+
+def test_slopes_are_found_where_they_were_put():
+    """FinK in the first third is worth 10 points for all steps, RelK in the last costs 20; the rest is nothing."""
+    data = draws(60, lambda s, rng: 0.3 + 0.10 * s["FinK"][0] - 0.20 * s["RelK"][2] + rng.normal(0, 0.002))
+    found = probes_page.regression(data, "mrpc")
+    assert len(found) == 12 and {e["n"] for e in found.values()} == {60}
+    assert found["FinK first"]["effect"] == pytest.approx(1.0, abs=0.2) and found["FinK first"]["low"] > 0
+    assert found["RelK last"]["effect"] == pytest.approx(-2.0, abs=0.2) and found["RelK last"]["high"] < 0
+    assert abs(found["ResK first"]["effect"]) < 0.3
+    assert probes_page.explained(data, "mrpc") > 0.8
+    overall = probes_page.regression(data, "mrpc", by="all")
+    assert list(overall) == list(TYPES) and overall["RelK"]["effect"] == pytest.approx(-2.0, abs=1)
+
+
+def test_chance_explains_nothing_and_few_runs_give_no_slopes():
+    noise = draws(200, lambda s, rng: rng.normal(0.3, 0.02))
+    assert abs(probes_page.explained(noise, "mrpc")) < 0.12
+    assert probes_page.regression(draws(14, lambda s, rng: rng.normal(0.3, 0.02)), "mrpc") == {}
+
+
+def test_luck_is_best_worst_and_spread():
+    data = measured([run("Random-All", i, s) for i, s in enumerate((0.6, 0.7, 0.9))] + [run("fixed-seed", 5, 0.7)])
+    first, null = probes_page.luck(data).to_dict("records")
+    assert (first["best"], first["worst"], first["n"]) == pytest.approx((90, 60, 3))
+    assert first["range"] == pytest.approx(30) and first["standard deviation"] == pytest.approx(15.2753, abs=1e-3)
+    assert null["policy"] == "fixed knowledge" and np.isnan(null["standard deviation"])
+
+
+def test_a_sequence_that_only_was_lucky_falls_back():
+    first = [run("Random-All", i, s, draw=i) for i, s in enumerate((0.9, 0.6, 0.5))]
+    again = [run("replay", 1000 + i, 0.6 + i / 100, draw=draw, was=was) for i in range(3)
+             for draw, was in ((0, "best"), (1, "middle"))]
+    data = measured(first + again)
+    best, middle = probes_page.replayed(data).to_dict("records")
+    assert best["first time"] == pytest.approx(90) and best["replayed"].startswith("61.0")
+    assert middle["replayed"] == best["replayed"]
+    found = probes_page.stays_lucky(data, "mrpc")
+    assert found["effect"] == pytest.approx(0) and found["n"] == 3
+
+
+def test_wider_is_judged_as_the_claims_are():
+    rng = np.random.default_rng(1)
+    rows = [run("Random-All", i, s) for i, s in enumerate(rng.normal(0.3, 0.05, 50))]
+    rows += [run("fixed-seed", i + 5, s) for i, s in enumerate(rng.normal(0.3, 0.01, 50))]
+    data = measured(rows)
+    assert judged(data, "05_knowledge_probes", "mini").loc["probes-random-all-wider", "verdict"] == "holds"
+    assert float(probes_page.spreads(data)["further from the median"].iloc[0][1:4]) > 2
+
+
+# ------------------------------------------------------------------------------------------------------------------- 06
+
+
+def selectors(**variants):
+    """Five seeds of every method, each with its own score, and variants of soft KSM."""
+    scores = {name: 0.30 + i / 100 for i, name in enumerate(ksm_page.METHODS)}
+    rows = [run(name, seed, score + seed / 1000, chapter="06_ksm", episodes=3.0 if "KSM" in name else None)
+            for name, score in scores.items() for seed in range(5)]
+    return measured(rows + [row for some in variants.values() for row in some], ksm_page)
+
+
+def test_variants_stay_out_of_the_main_comparison():
+    variants = [run("KSM-soft", s, 0.9, chapter="06_ksm", exploration=False, episodes=3.0) for s in range(5)]
+    data = selectors(some=variants)
+    assert [len(ksm_page.of(data, "KSM-soft", "mrpc", **change)) for change in ({}, {"exploration": False})] == [5, 5]
+    found = ksm_page.against(data)
+    assert found["KSM-hard"]["effect"] == pytest.approx(1.0) and found["vanilla-KD"]["effect"] == pytest.approx(7.0)
+    assert found["constant"]["n"] == 5
+    (row,) = ksm_page.ablations(data).to_dict("records")
+    assert row == {"soft KSM minus the same": "without the exploration reward", "mrpc": "−51.8 ± 0.2 (5)"}
+    assert judged(data, "06_ksm", "mini").loc["ksm-beats-constant", "verdict"] == "holds"
+
+
+def test_runs_near_chance_decide_nothing():
+    rows = [run(m, s, score, task="rte", test_accuracy=score, dev_accuracy=score, chapter="06_ksm")
+            for m, score in (("KSM-soft", 0.9), ("vanilla-KD", 0.1)) for s in range(5)]
+    found = ksm_page.against(selectors(rte=rows))
+    assert found["vanilla-KD"]["effect"] == pytest.approx(7.0)
+
+
+def test_the_main_table_ends_with_the_teacher_and_a_constant_answer():
+    table = ksm_page.rebuilt(selectors()).set_index("method")
+    assert list(table.index) == [*ksm_page.METHODS, "teacher", "constant answer"]
+    assert table.loc["finetune", "mrpc score"].startswith("30.2") and table.loc["teacher", "mrpc score"] == "50.0"
+
+
+def test_actions_move_within_a_run_or_between_runs():
+    ramp = [[i / 19, 0.5, 0.5, 0.5] for i in range(20)]
+    fixed = [[0.5, 0.2, 0.5, 0.5]] * 20, [[0.5, 0.6, 0.5, 0.5]] * 20
+    rows = [run("KSM-soft", s, 0.3, extra_actions=a, episodes=3.0) for s, a in enumerate((ramp, *fixed))]
+    table = ksm_page.movement(measured(rows, ksm_page)).set_index("type")
+    assert table.loc["FinK", "within a run"] == pytest.approx(np.std(np.arange(20) / 19, ddof=1) / 3)
+    assert table.loc["ResK", "within a run"] == 0
+    assert table.loc["ResK", "between runs"] == pytest.approx(np.std([0.5, 0.2, 0.6], ddof=1))
+    assert table.loc["RelK", "between runs"] == 0
+
+
+def test_costs_are_both_stages_over_one_distillation():
+    rows = [run("vanilla-KD", 0, 0.3, extra_train_seconds=10.0),
+            run("KSM-soft", 0, 0.3, extra_ksm_seconds=45.0, extra_distil_seconds=15.0, extra_episodes_run=3)]
+    (row,) = ksm_page.costs(measured(rows, ksm_page)).to_dict("records")
+    assert row["times vanilla KD"] == pytest.approx(6.0) and row["episodes"] == "3.0"
+
+
+def test_every_claim_of_both_chapters_names_methods_that_are_planned():
+    from kdutils import experiments
+
+    for claim in claims.load()["claims"]:
+        if claim["chapter"] not in ("05_knowledge_probes", "06_ksm"):
+            continue
+        specs = experiments.plan(claim["chapter"], "mini", "mrpc")
+        for side in (claim["a"], claim["b"]):
+            wanted = side.get("args", {})
+            found = [s for s in specs if s.method == side["method"] and all(
+                s.args.get(k) in (v if isinstance(v, list) else [v]) for k, v in wanted.items())]
+            assert len({s.seed for s in found}) == len(found) >= claim["seeds"], claim["id"]
