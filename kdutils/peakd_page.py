@@ -42,6 +42,22 @@ def of(data: pd.DataFrame, method: str, task: str, **args) -> pd.DataFrame:
     return verdicts.select(data[data["task"] == task], {"method": method, "args": USUAL | args})
 
 
+def table(data: pd.DataFrame, caption: str) -> None:
+    """`figures.table`, or a line where there are no rows."""
+    if len(data):
+        figures.table(data, caption)
+    else:
+        print(f"{caption.rstrip('.')}: no runs yet.")
+
+
+def mark_empty(axes) -> None:
+    """Say so on axes that show nothing."""
+    for ax in axes:
+        if not ax.collections and not any(len(line.get_xdata()) for line in ax.lines):
+            ax.text(0.5, 0.5, "no runs yet", ha="center", va="center", transform=ax.transAxes)
+            ax.set(xticks=[], yticks=[])
+
+
 def printed(table: str) -> pd.DataFrame:
     """A table of the paper, as it is printed."""
     found = claims.published().query("table == @table")
@@ -64,9 +80,9 @@ def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", 
             cells |= {who: figures.DASH if math.isnan(value) else f"{value:.1f}" for who, value in marks.items()}
         rows.append(pd.Series(cells, name=f"{name} {metric}"))
     made = pd.concat(rows, axis=1)
-    has = (made != figures.DASH).loc[[m for m in methods]]
-    shown = made.loc[[m for m in made.index if m not in has.index or has.loc[m].any()], has.columns[has.any()]]
-    return shown.rename_axis("method").reset_index()
+    has = (made != figures.DASH).loc[list(methods)]
+    known = [name for name in made.index if name not in has.index or has.loc[name].any()] if has.any(axis=None) else []
+    return made.loc[known, has.columns[has.any()]].rename_axis("method").reset_index()
 
 
 def differences(data: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from kdutils import bert, data, peakd, profiles
+from kdutils import bert, data, figures, peakd, profiles
 from kdutils import peakd_page as page
 from kdutils.experiments import peakd as chapter
 from kdutils.records import Store, look_up
@@ -384,6 +384,15 @@ def test_label_shares_the_sweep_and_the_depths(table):
     assert depths["independent layers"].tolist() == [1.0, 3.0] and depths["PatientKD"][0] == "90.0 (1)"
     for empty in (page.shares(table[:3]), page.thresholds(table[:3])):
         assert empty.empty and "task" in empty
+
+
+def test_what_is_not_there_is_said(table, capsys):
+    page.table(page.rebuilt(table, ["SPS-1"]), "Table 4 rebuilt.")
+    assert capsys.readouterr().out == "Table 4 rebuilt: no runs yet.\n"
+    fig, axes = figures.panels(2)
+    axes[0].plot([1, 2], [3, 4])
+    page.mark_empty(axes)
+    assert [len(ax.texts) for ax in axes] == [0, 1]
 
 
 def test_claims_and_curves(table):
