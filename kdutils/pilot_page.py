@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pandas as pd
 
-from kdutils import figures, profiles, tasks, verdicts
+from kdutils import claims, figures, profiles, stark_page, tasks, verdicts
 from kdutils.records import Store
 
 MEASURES = ("score", "confidence", "entropy", "nll", "ece")
-NAMES = {"score": "score", "confidence": "confidence", "entropy": "entropy", "nll": "log-likelihood, negative",
-         "ece": "ECE"}
+NAMES = {"score": "score", "confidence": "confidence", "entropy": "entropy", "nll": "NLL", "ece": "ECE"}
 SHOWN = {"random_unstructured": (0.0, 0.05, 0.1), "random_structured": (0.3,)}  # amounts of the reliability diagram
 KIND = {"random_unstructured": "weights zeroed", "random_structured": "heads and neurons removed"}
 
@@ -29,6 +28,7 @@ def _measures(row: dict) -> dict[str, float]:
     task = tasks.get(row["task"])
     split = "test" if pd.notna(row.get(f"test_{task.verdict_metric}")) else "dev"
     names = {"score": task.verdict_metric} | {name: name for name in MEASURES[1:]}
+    names |= {"agreement": "agreement"}  # of a student with the dense teacher
     found = {name: row.get(f"{split}_{metric}", math.nan) for name, metric in names.items()}
     return found | {"paper": row.get(f"dev_{task.metrics[0]}", math.nan)}
 
@@ -37,6 +37,20 @@ def masks(data: pd.DataFrame, method: str) -> pd.DataFrame:
     """The runs of a kind of mask by amount, with the dense teacher, under every mask's seed, as amount 0."""
     dense = data[(data["method"] == "random_unstructured") & (data["amount"] == 0)]
     return pd.concat([dense, data[(data["method"] == method) & (data["amount"] > 0)]]).sort_values("amount")
+
+
+def main_task(data: pd.DataFrame) -> str:
+    """The first task with probabilities that has sparsified teachers, or else any runs."""
+    known = data[data["confidence"].notna()]
+    sparse = known[known["amount"].notna()]
+    return (sparse if len(sparse) else known if len(known) else data)["task"].iloc[0]
+
+
+def judged(data: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """The chapter's claims by id: sentence, seeds planned, tasks planned (`on`), ours, tasks that decide, verdict."""
+    planned = {claim["id"]: (claim["seeds"], ", ".join(claim["tasks"])) for claim in claims.load()["claims"]}
+    table = stark_page.judged(data, "01_pilot", profile)
+    return table.join(pd.DataFrame.from_dict(planned, orient="index", columns=["seeds", "on"]))
 
 
 def constant(profile: str) -> dict[tuple[str, str], float]:
@@ -114,6 +128,25 @@ def taught(data: pd.DataFrame) -> dict[str, dict]:
         if amount and len(dense):
             found[f"{task}, {100 * amount:g} % zeroed"] = figures.versus(part, dense, "score")
     return found
+
+
+def students(data: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """One row a task and amount: students' score, their agreement with the dense teacher, their teachers' own score;
+    then a constant answer's."""
+    rows, floor = [], constant(profile)
+    found, teachers = data[data["method"] == "distil_from_sparse"], masks(data, "random_unstructured")
+    for task, part in found.groupby("task", sort=False):
+        for amount, runs in part.groupby("amount"):
+            own = teachers[(teachers["task"] == task) & (teachers["amount"] == amount)]
+            own = own if amount else own.head(1)
+            rows.append({"task": task, "zeroed": f"{100 * amount:g} %", "students": _means(runs, ("score",))["score"],
+                         "agreement": _means(runs, ("agreement",))["agreement"],
+                         "teacher": _means(own, ("score",))["score"]})
+        constant_answer = floor[task, "score"]
+        text = figures.DASH if math.isnan(constant_answer) else f"{constant_answer:.1f}"
+        rows.append({"task": task, "zeroed": "constant answer", "students": text, "agreement": figures.DASH,
+                     "teacher": figures.DASH})
+    return pd.DataFrame(rows, columns=["task", "zeroed", "students", "agreement", "teacher"])
 
 
 def choices(profile: str) -> pd.DataFrame:
