@@ -37,7 +37,7 @@ def reference(work: Workload, teacher: nn.Module, student: nn.Module, vocabulary
 
     settings, device, ends = work.settings, distil.device_of(student), []
     torch.manual_seed(seed)
-    optimiser = torch.optim.AdamW(distil._decay_groups(student, settings.weight_decay), lr=settings.lr)
+    optimiser = torch.optim.AdamW(distil.decay_groups(student, settings.weight_decay), lr=settings.lr)
     schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * steps), steps)
     teacher.eval(), student.train()
     for step, batch in enumerate(itertools.islice(batches(work, seed, vocabulary), steps), 1):

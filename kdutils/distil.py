@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import functools
 import os
@@ -94,7 +93,7 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     worker = bert.cast(model, dtype)
     words = _Words(model, worker) if device.type == "cpu" else None
     pairs = [(m, w) for m, w in zip(model.parameters(), worker.parameters(), strict=True) if m is not w]
-    optimiser = torch.optim.AdamW(_decay_groups(model, settings.weight_decay), lr=lr, fused=True)
+    optimiser = torch.optim.AdamW(decay_groups(model, settings.weight_decay), lr=lr, fused=True)
     per_epoch = len(data) // settings.batch_size if drop_last else -(-len(data) // settings.batch_size)
     total = max_steps or max(1, round(per_epoch * epochs))
     schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * total), total)
@@ -127,16 +126,16 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
                 after_step(step, worker)
         outcome.losses = {k: float(v) / max(seen, 1) for k, v in sums.items()}
         if evaluate and step < total:
-            stale = 0 if _judge(outcome, evaluate(worker, False), len(outcome.epochs) + 1) else stale + 1
+            stale = 0 if judge(outcome, evaluate(worker, False), len(outcome.epochs) + 1) else stale + 1
             worker.train()
             if patience and stale >= patience:
                 break
     if evaluate:
-        _judge(outcome, evaluate(worker, True), len(outcome.epochs) + 1)
+        judge(outcome, evaluate(worker, True), len(outcome.epochs) + 1)
     if not all(torch.isfinite(torch.stack(log)).tolist()):
         raise FloatingPointError("loss: got a value that is not finite; allowed: finite ones (lower lr, or use fp32)")
     bar.close()
-    outcome.curve = _thin(torch.stack(log).tolist())
+    outcome.curve = thin(torch.stack(log).tolist())
     outcome.seconds = time.perf_counter() - started
     outcome.steps = step
     if words:
@@ -234,7 +233,7 @@ def _over_processes(terms: dict, weight: float, state) -> dict[str, torch.Tensor
     return dict(zip(terms, values, strict=True))
 
 
-def _judge(outcome: Outcome, metrics: dict, epoch: int) -> bool:
+def judge(outcome: Outcome, metrics: dict, epoch: int) -> bool:
     """Log an epoch's metrics; True where its first dev metric is the best yet."""
     outcome.epochs.append(metrics)
     first = next(iter(metrics["dev"]))
@@ -244,14 +243,15 @@ def _judge(outcome: Outcome, metrics: dict, epoch: int) -> bool:
     return better
 
 
-def _thin(values: list[float], most: int = 50) -> list[list[float]]:
+def thin(values: list[float], most: int = 50) -> list[list[float]]:
     """[step, mean loss of the steps since the last point], at most `most` points."""
     width = -(-len(values) // most)
     parts = [values[i : i + width] for i in range(0, len(values), width)]
     return [[min((i + 1) * width, len(values)), round(sum(p) / len(p), 5)] for i, p in enumerate(parts)]
 
 
-def _decay_groups(model, decay: float) -> list[dict]:
+def decay_groups(model, decay: float) -> list[dict]:
+    """AdamW's parameter groups: weight decay on everything but biases and LayerNorms."""
     named = list(model.named_parameters())
     spared = [p for n, p in named if n.endswith("bias") or "LayerNorm" in n]
     ids = {id(p) for p in spared}
@@ -303,26 +303,20 @@ def evaluator(task: tasks.Task, sets: dict[str, Encoded], teacher: dict[str, Sig
                 continue
             full = model.classifier.weight.dtype == torch.float32
             logits = ask(model, rows, precision="fp32" if full else "bf16").logits
-            made[name] = _ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
+            made[name] = ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
             if teacher:
-                made[name]["agreement"] = _agreement(task, logits, teacher[name].logits)
+                made[name]["agreement"] = agreement(task, logits, teacher[name].logits)
         return made
 
     return evaluate
 
 
-def _ordered(task: tasks.Task, values: dict) -> dict:
+def ordered(task: tasks.Task, values: dict) -> dict:
+    """Metrics with the task's own first, the paper's leading."""
     return {k: values[k] for k in (*task.metrics, *(k for k in values if k not in task.metrics))}
 
 
-def _agreement(task: tasks.Task, student: torch.Tensor, teacher: torch.Tensor) -> float:
+def agreement(task: tasks.Task, student: torch.Tensor, teacher: torch.Tensor) -> float:
     if task.regression:
         return tasks.score(task, student.numpy(), teacher[:, 0].numpy())["spearman"]
     return float((student.argmax(1) == teacher.argmax(1)).float().mean())
-
-
-def fresh_copy(model) -> nn.Module:
-    """A copy to train: the same weights, in training mode, no gradients."""
-    made = copy.deepcopy(model).train()
-    made.zero_grad()
-    return made

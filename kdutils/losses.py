@@ -22,8 +22,8 @@ def soft_ce(student: torch.Tensor, teacher: torch.Tensor, tau: float = 1.0) -> t
 
 def kl(student: torch.Tensor, teacher: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
     """KL(softmax(z_t / tau) || softmax(z_s / tau)), a mean over the batch, without tau squared."""
-    return F.kl_div(F.log_softmax(student / tau, -1), F.log_softmax(teacher / tau, -1), log_target=True,
-                    reduction="batchmean")
+    log_t, log_s = F.log_softmax(teacher / tau, -1), F.log_softmax(student / tau, -1)
+    return (log_t.exp() * (log_t - log_s)).sum(-1).mean()  # F.kl_div cannot be batched over replicas
 
 
 def stark(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, tau: float = 2.0) -> dict:

@@ -179,7 +179,7 @@ class _Job:
             for i, outcome in enumerate(outcomes):
                 outcome.losses = {name: values[i] for name, values in means.items()}
                 if metrics:
-                    distil._judge(outcome, metrics[i], len(outcome.epochs) + 1)
+                    distil.judge(outcome, metrics[i], len(outcome.epochs) + 1)
             pack.worker.train()
         bar.close()
         stacked.unstack(pack.model, mine)
@@ -226,7 +226,7 @@ class _Job:
     def _finish(self, outcomes, log: torch.Tensor, seconds: float) -> list:
         made = []
         for outcome, losses in zip(outcomes, log.cpu(), strict=True):
-            outcome.seconds, outcome.curve = seconds, distil._thin(losses.tolist())
+            outcome.seconds, outcome.curve = seconds, distil.thin(losses.tolist())
             made.append(outcome if bool(losses.isfinite().all()) else FloatingPointError(
                 "loss: got a value that is not finite; allowed: a finite one (lower lr, or precision fp32)"))
         return made
@@ -290,9 +290,9 @@ def evaluator(task, sets: dict[str, Encoded], teacher: dict[str, Signals] | None
             if name == "test" and not last:
                 continue
             for metrics, logits in zip(made, stacked.predict(pack, count, rows), strict=True):
-                metrics[name] = distil._ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
+                metrics[name] = distil.ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
                 if teacher:
-                    metrics[name]["agreement"] = distil._agreement(task, logits, teacher[name].logits)
+                    metrics[name]["agreement"] = distil.agreement(task, logits, teacher[name].logits)
         return made
 
     return evaluate

@@ -98,7 +98,7 @@ class Pack:
         self.worker = bert.cast(self.model, distil.compute_dtype(settings.precision, device))
         self.pairs = [] if self.worker is self.model else list(
             zip(self.model.parameters(), self.worker.parameters(), strict=True))
-        groups = distil._decay_groups(self.model, settings.weight_decay)
+        groups = distil.decay_groups(self.model, settings.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=lrs[0], fused=True)
         self.schedule = get_linear_schedule_with_warmup(self.optimiser, round(settings.warmup * steps), steps)
         self.factor = self.schedule.lr_lambdas[0]

@@ -30,7 +30,7 @@ def test_the_reference_loops_do_what_ours_does_without_its_levers(work):
     """Both loops on the same batches end with the weights of a loop written here."""
     start, teacher = bert.keep_layers(work.whole, (1, 2)), workload.plain(work.whole).eval()
     mine, steps = copy.deepcopy(start).train(), 8
-    optimiser = torch.optim.AdamW(distil._decay_groups(mine, SETTINGS.weight_decay), lr=SETTINGS.lr)
+    optimiser = torch.optim.AdamW(distil.decay_groups(mine, SETTINGS.weight_decay), lr=SETTINGS.lr)
     source = loops.batches(work, 3, work.data.vocabulary)
     for step in range(steps):
         for group in optimiser.param_groups:
