@@ -20,7 +20,9 @@ RANDOM = ("Random-All", "Random-One")
 POLICIES = (*RANDOM, "fixed-seed")
 NAMES = {"fixed-seed": "fixed knowledge"}
 THIRDS = ("first", "second", "last")
-PAPER = {"rte": (277, 200), "sst2": (872, 200)}  # rows of dev, repeats
+DEV_ROWS = {"rte": 277, "mrpc": 408, "sst2": 872}
+PAPER = ("rte", "sst2")  # the tasks of the paper's probes
+PAPER_REPEATS = 200
 
 
 def runs(profile: str, task: str, repeats: int, train: bool) -> figures.Runs:
@@ -126,15 +128,18 @@ def heads(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def luck(data: pd.DataFrame, column: str = "best_dev_accuracy") -> pd.DataFrame:
-    """Best and worst run of each policy, in percent of `column`, and the spread; n runs."""
+    """Best and worst run of each policy, in percent of `column`, which is on dev, and their spread; last the range
+    expected of as many equals (`best_of`) with the median's accuracy."""
     rows = []
     for name in task_names(data):
         for method in POLICIES:
             values = _of(data, method, name)[column].dropna() * 100
             if len(values):
+                size, middle = DEV_ROWS.get(name), values.median()
+                low, high = best_of(len(values), size, middle / 100) if size else (math.nan, math.nan)
                 rows.append({"task": name, "policy": NAMES.get(method, method), "n": len(values), "best": values.max(),
-                             "median": values.median(), "worst": values.min(), "range": values.max() - values.min(),
-                             "standard deviation": values.std() if len(values) > 1 else math.nan})
+                             "median": middle, "worst": values.min(), "range": values.max() - values.min(),
+                             "sd": values.std() if len(values) > 1 else math.nan, "range of equals": (high - low) * 100})
     return pd.DataFrame(rows)
 
 
@@ -153,10 +158,10 @@ def paper_luck() -> pd.DataFrame:
     """The paper's ranges beside those of 200 equally good students, each scored on rows of its own."""
     cells = claims.published().query("table == 'ksm-2'").set_index(["row", "task", "metric"])["value"]
     rows = []
-    for name, (size, repeats) in PAPER.items():
+    for name in PAPER:
         for method in RANDOM:
             top, bottom = (cells[method, name, end] for end in ("best", "worst"))
-            worst, best = best_of(repeats, size, (top + bottom) / 200)
+            worst, best = best_of(PAPER_REPEATS, DEV_ROWS[name], (top + bottom) / 200)
             rows.append({"task": name, "policy": method, "the paper: worst": bottom, "best": top, "range": top - bottom,
                          "equal students: worst": worst * 100, "best ": best * 100, "range ": (best - worst) * 100})
     return pd.DataFrame(rows)

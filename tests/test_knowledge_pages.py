@@ -76,8 +76,10 @@ def test_luck_is_best_worst_and_spread():
     data = measured([run("Random-All", i, s) for i, s in enumerate((0.6, 0.7, 0.9))] + [run("fixed-seed", 5, 0.7)])
     first, null = probes_page.luck(data).to_dict("records")
     assert (first["best"], first["worst"], first["n"]) == pytest.approx((90, 60, 3))
-    assert first["range"] == pytest.approx(30) and first["standard deviation"] == pytest.approx(15.2753, abs=1e-3)
-    assert null["policy"] == "fixed knowledge" and np.isnan(null["standard deviation"])
+    assert first["range"] == pytest.approx(30) and first["sd"] == pytest.approx(15.2753, abs=1e-3)
+    low, high = probes_page.best_of(3, 408, 0.7)
+    assert first["range of equals"] == pytest.approx(100 * (high - low))
+    assert null["policy"] == "fixed knowledge" and np.isnan(null["sd"]) and null["range of equals"] == pytest.approx(0)
 
 
 def test_a_sequence_that_only_was_lucky_falls_back():
