@@ -139,7 +139,8 @@ def luck(data: pd.DataFrame, column: str = "best_dev_accuracy") -> pd.DataFrame:
                 low, high = best_of(len(values), size, middle / 100) if size else (math.nan, math.nan)
                 rows.append({"task": name, "policy": NAMES.get(method, method), "n": len(values), "best": values.max(),
                              "median": middle, "worst": values.min(), "range": values.max() - values.min(),
-                             "sd": values.std() if len(values) > 1 else math.nan, "range of equals": (high - low) * 100})
+                             "sd": values.std() if len(values) > 1 else math.nan,
+                             "range of equals": (high - low) * 100})
     return pd.DataFrame(rows)
 
 
