@@ -79,7 +79,7 @@ def against(data: pd.DataFrame, rivals: Iterable[str] = RIVALS) -> dict[str, dic
 def ablations(data: pd.DataFrame) -> pd.DataFrame:
     """Soft KSM minus itself with one thing changed, paired by seed, by task."""
     variants = {label: ("KSM-soft", change) for label, change in ABLATIONS.items()}
-    variants["the paper's own updates"] = ("KSM-literal", {})
+    variants |= {"the paper's own updates": ("KSM-literal", {}), "no penalty on logits": ("KSM-unpenalised", {})}
     rows = []
     for label, (method, change) in variants.items():
         estimates = pooled({name: by_seed(of(data, "KSM-soft", name), of(data, method, name, **change), "score")

@@ -322,6 +322,7 @@ def test_choices_of_a_run_are_those_of_its_arguments():
     assert of("KSM-soft", phase=64, exploration=False) == Choices(episodes=3, phase=64, exploration=False)
     assert of("KSM-threshold", threshold=0.3) == Choices(episodes=3, hard=True, threshold=0.3)
     assert of("KSM-literal") == Choices(episodes=3, literal=True)
+    assert of("KSM-unpenalised") == Choices(episodes=3, calm=0.0)
 
 
 @pytest.mark.parametrize("source, expected", [("seed", ("mrpc", 1)), ("task", ("sst2", 0)), ("depth", ("mrpc", 0))])

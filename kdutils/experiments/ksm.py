@@ -20,8 +20,9 @@ HEADLINE = ("vanilla-KD", "Random-Soft", "KSM-soft", "constant")
 OTHERS = ("KSM-hard", "Random-Hard", "PKD", "Dynamic-KD")
 ABLATIONS = ({"exploration": False}, {"reward": "accuracy"}, {"reward": "f1"}, {"phase": 64}, {"phase": 128},
              {"multi_phase": False})
-KSM = ("KSM-soft", "KSM-hard", "KSM-threshold", "KSM-literal")  # the last two: hard with another threshold; soft, by
-# the paper's own updates
+# Hard with another threshold; soft, by the paper's own updates; soft, without the penalty on the actor's logits.
+VARIANTS = ("KSM-threshold", "KSM-literal", "KSM-unpenalised")
+KSM = ("KSM-soft", "KSM-hard", *VARIANTS)
 THRESHOLD, THRESHOLDS = 0.2, (0.1, 0.3)  # of hard actions: the usual one and the others of the paper
 DEPTHS = ("vanilla-KD", "finetune", "Random-Soft", "KSM-soft", "Random-Hard", "KSM-hard", "PKD")
 AUGMENTED = ("finetune-augmented", "vanilla-KD-augmented", "KSM-soft-augmented")
@@ -52,7 +53,7 @@ def plan(profile: str, task: str) -> list[Spec]:
         return main
     ablations = [spec for change in ABLATIONS[-2 if small else 0 :] for spec in specs("KSM-soft", **change)]
     ablations += [spec for value in THRESHOLDS[1 if small else 0 :] for spec in specs("KSM-threshold", threshold=value)]
-    ablations += specs("KSM-literal")
+    ablations += specs("KSM-literal") + specs("KSM-unpenalised")
     other = probes.other_depth(profile, task)
     transfers = [] if small else specs("transfer", source="seed")
     if SOURCES.get(task) in profiles.task_names(profile):
@@ -116,7 +117,8 @@ def choices(spec: Spec):
 
     method = probes.base(spec)
     names = ("episodes", "phase", "multi_phase", "exploration", "reward")
-    return Choices(hard=method in ("KSM-hard", "KSM-threshold"), literal=method == "KSM-literal",
+    args = {"calm": 0.0} if method == "KSM-unpenalised" else {}
+    return Choices(hard=method in ("KSM-hard", "KSM-threshold"), literal=method == "KSM-literal", **args,
                    threshold=spec.args.get("threshold", THRESHOLD),
                    **{name: spec.args[name] for name in names if name in spec.args})
 
