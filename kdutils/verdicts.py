@@ -164,6 +164,9 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
         pooled = paired(together, null)
     few = not kept and any(row["task"] in planned for row in rows)  # runs, but nowhere five seeds
     said = "undecided" if few else verdict(pooled, null)
+    if few:  # no estimate, but the most seeds that a task which can decide has reached
+        deciding = [row["n"] for row in rows if row["task"] in planned and (profile, row["task"]) not in CANNOT_DECIDE]
+        pooled |= {"n": max(deciding, default=0)}
     return [*rows, fixed | {"task": "pooled", "tasks": tuple(kept), "verdict": said} | pooled]
 
 
