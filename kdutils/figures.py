@@ -77,7 +77,7 @@ def missing(specs: Iterable[Spec]) -> None:
         return
     counts = pd.Series([f"{spec.task} {spec.method}" for spec in specs]).value_counts(sort=False)
     listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
-    print("\n".join([*textwrap.wrap(f"Not run yet: {listed}.", 110), f"They are made by: {command_for(specs)}"]))
+    print("\n".join([*textwrap.wrap(f"Not run yet: {listed}.", 76), f"They are made by: {command_for(specs)}"]))
 
 
 def provenance(records: Iterable[Record]) -> None:

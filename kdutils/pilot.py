@@ -14,10 +14,9 @@ from kdutils import bert, tasks
 
 
 def zero_weights(model, amount: float, seed: int):
-    """A copy of `model` with a random share `amount` of the weights of every encoder matrix at zero.
-
-    Biases, embeddings, LayerNorms, pooler and head stay. The mask is drawn on the CPU, so it is the same everywhere.
-    """
+    """A copy of `model` with a random share `amount` of the weights of every
+    encoder matrix at zero; biases, embeddings, LayerNorms, pooler and head stay.
+    The mask is drawn on the CPU, so it is the same everywhere."""
     made = copy.deepcopy(model).cpu()
     torch.manual_seed(seed)
     for module in made.bert.encoder.modules():

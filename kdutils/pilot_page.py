@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from kdutils import claims, figures, profiles, stark_page, tasks, verdicts
 from kdutils.records import Store
@@ -71,10 +72,12 @@ def constant(profile: str) -> dict[tuple[str, str], float]:
 
 
 def _means(runs: pd.DataFrame, names: tuple[str, ...] = MEASURES) -> dict[str, str]:
-    """Each measure of some runs as text; a regression's missing ones are dashes."""
+    """Each measure of some runs as text, then n; a regression's missing ones are dashes."""
     digits = {name: 3 if figures.scale(name) == 1 else 1 for name in names}
     spread = {name: figures.interval(runs[name] * figures.scale(name)) for name in names}
-    return {NAMES.get(name, name): figures.plus_minus(*spread[name], digits[name]) for name in names}
+    text = {name: figures.plus_minus(*spread[name], digits[name]).split(" (")[0] for name in names}
+    text = {name: value.replace(" ", "\N{NO-BREAK SPACE}") for name, value in text.items()}
+    return {NAMES.get(name, name): value for name, value in text.items()} | {"n": str(len(runs))}
 
 
 def sizes(data: pd.DataFrame, profile: str) -> pd.DataFrame:
@@ -87,19 +90,20 @@ def sizes(data: pd.DataFrame, profile: str) -> pd.DataFrame:
             who = f"{int(first['layers'])} layers" + (f" ({first['size']})" if pd.notna(first["size"]) else "")
             rows.append({"task": task, "model": who, "millions": f"{first['extra_encoder'] / 1e6:.1f}"}
                         | _means(runs, ("score", "paper", "confidence")))
-        values = {kind: figures.plus_minus(floor[task, kind], math.nan, 1).removesuffix(" (1)")
-                  if not math.isnan(floor[task, kind]) else figures.DASH for kind in ("score", "paper")}
-        rows.append({"task": task, "model": "constant answer", "millions": figures.DASH} | values
-                    | {"confidence": figures.DASH})
-    return pd.DataFrame(rows).rename(columns={"paper": "paper's metric, dev"})
+        values = {kind: figures.DASH if math.isnan(floor[task, kind]) else f"{floor[task, kind]:.1f}"
+                  for kind in ("score", "paper")}
+        rows.append({"task": task, "model": "constant answer"} | values)
+    names = {"paper": "paper's metric, dev"}
+    return pd.DataFrame(rows).fillna(figures.DASH).rename(columns=names)
 
 
 def amounts(data: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
     """One row an amount: every measure over the masks; the dense teacher, the same under every seed, counts once."""
     runs = masks(data[data["task"] == task], method)
     runs = runs[(runs["amount"] > 0) | ~runs["amount"].duplicated()]
+    names = {"paper": f"{tasks.get(task).metrics[0]}, dev"}
     return pd.DataFrame([{"share": f"{100 * amount:g} %"} | _means(part, ("paper", *MEASURES))
-                         for amount, part in runs.groupby("amount")]).rename(columns={"paper": "paper's metric, dev"})
+                         for amount, part in runs.groupby("amount")]).rename(columns=names)
 
 
 def compared(data: pd.DataFrame) -> pd.DataFrame:
@@ -139,14 +143,13 @@ def students(data: pd.DataFrame, profile: str) -> pd.DataFrame:
         for amount, runs in part.groupby("amount"):
             own = teachers[(teachers["task"] == task) & (teachers["amount"] == amount)]
             own = own if amount else own.head(1)
-            rows.append({"task": task, "zeroed": f"{100 * amount:g} %", "students": _means(runs, ("score",))["score"],
-                         "agreement": _means(runs, ("agreement",))["agreement"],
-                         "teacher": _means(own, ("score",))["score"]})
-        constant_answer = floor[task, "score"]
-        text = figures.DASH if math.isnan(constant_answer) else f"{constant_answer:.1f}"
-        rows.append({"task": task, "zeroed": "constant answer", "students": text, "agreement": figures.DASH,
-                     "teacher": figures.DASH})
-    return pd.DataFrame(rows, columns=["task", "zeroed", "students", "agreement", "teacher"])
+            taught, teacher = _means(runs, ("score", "agreement")), _means(own, ("score",))
+            rows.append({"task": task, "zeroed": f"{100 * amount:g} %", "students": taught["score"],
+                         "agreement": taught["agreement"], "n": taught["n"], "teacher": teacher["score"]})
+        text = figures.DASH if math.isnan(floor[task, "score"]) else f"{floor[task, 'score']:.1f}"
+        rows.append({"task": task, "zeroed": "constant answer", "students": text})
+    columns = ["task", "zeroed", "students", "agreement", "n", "teacher"]
+    return pd.DataFrame(rows, columns=columns).fillna(figures.DASH)
 
 
 def choices(profile: str) -> pd.DataFrame:
@@ -176,19 +179,27 @@ def _pair(data: pd.DataFrame, x: str, label: str):
         known = data[data[name].notna()]
         if len(known):
             figures.curve(axis, known.assign(**{x: known[x].astype(float)}), x, name, "task")
+        else:
+            _nothing(axis)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(xlabel=label, ylabel=f"{NAMES[name]}, points")
     if axes[1].get_legend():
         axes[1].get_legend().remove()
     return fig
 
 
+def _nothing(axis) -> None:
+    axis.text(0.5, 0.5, "no runs yet", transform=axis.transAxes, ha="center", va="center")
+    axis.set(xticks=[], yticks=[])
+
+
 def over_sizes(data: pd.DataFrame):
-    fig = _pair(data[data["method"] == "finetune"], "layers", "encoder layers")
-    return fig
+    return _pair(data[data["method"] == "finetune"], "layers", "encoder layers")
 
 
 def over_amounts(data: pd.DataFrame, method: str):
     runs = masks(data, method)
+    runs = runs[runs["task"].isin(runs.loc[runs["amount"] > 0, "task"])]
     return _pair(runs.assign(share=100 * runs["amount"].astype(float)), "share", f"{KIND[method]}, %")
 
 
@@ -234,7 +245,7 @@ def reliability(data: pd.DataFrame, task: str):
         axis.scatter(100 * bars["confidence"], 100 * bars["accuracy"], s=400 * bars["share"], color=figures.COLOURS[0])
         axis.set_title(title.replace(" heads", "\nheads").replace(" weights", "\nweights"), fontsize=9)
         axis.set(xlim=(45, 102), ylim=(-3, 103), xlabel="confidence, %")
-    axes[0].set_ylabel("accuracy, %")
+    axes[0].set_ylabel("accuracy, %") if found else _nothing(axes[0])
     return fig
 
 
@@ -246,7 +257,7 @@ def reliability_in_words(data: pd.DataFrame, task: str) -> str:
 
 def differences(estimates: dict[str, dict]):
     fig, (axis,) = figures.panels(height=0.4 * max(1, len(estimates)) + 0.9)
-    figures.forest(axis, estimates, estimates.values())
+    figures.forest(axis, estimates, estimates.values()) if estimates else _nothing(axis)
     axis.set_xlabel("students of the sparse teacher minus students of the dense one, points")
     return fig
 

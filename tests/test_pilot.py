@@ -1,16 +1,20 @@
 """Chapter 01's runs: what is zeroed and removed, the plan against the claims, and the smoke profile end to end."""
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from kdutils import bert, claims, distil, experiments, pilot, profiles, tasks, teacher
+from kdutils import bert, claims, distil, experiments, pilot, pilot_page, profiles, tasks, teacher
 from kdutils.experiments import common
 from kdutils.experiments import pilot as chapter
 from kdutils.records import Store, frame, run_once
 from kdutils.verdicts import select
 
 torch.set_num_threads(1)
+matplotlib.use("agg")
 
 
 def model():
@@ -97,6 +101,63 @@ def test_an_unknown_method_is_one_line():
     spec = common.make("01_pilot", "smoke", "synthetic", "prune", 0)
     with pytest.raises(ValueError, match="method: got 'prune'; allowed: finetune, random_unstructured"):
         experiments.run(spec)
+
+
+# --------------------------------------------------------------------------------------------------------------- page
+
+
+@pytest.fixture
+def shown():
+    """Three masks of 10 % on MRPC, and two pairs of students; numbers that are easy to follow."""
+    def row(method, seed, score, amount=None, **more):
+        test = {"test_matthews": score, "test_confidence": score + 0.3, "dev_f1": 0.8, "test_nll": 0.5}
+        return {"task": "mrpc", "method": method, "seed": seed, "amount": amount, **test, **more}
+
+    rows = [row("random_unstructured", seed, 0.5, 0.0) for seed in range(3)]
+    rows += [row("random_unstructured", seed, score, 0.1) for seed, score in enumerate((0.2, 0.3, 0.4))]
+    rows += [row("distil_from_sparse", seed, 0.40, 0.0, test_agreement=0.9) for seed in (0, 1)]
+    rows += [row("distil_from_sparse", seed, score, 0.1, test_agreement=0.7) for seed, score in ((1, 0.39), (0, 0.45))]
+    rows += [row("finetune", 0, 0.5, layers=6, extra_encoder=10_646_784)]
+    return pilot_page.measured(pd.DataFrame(rows))
+
+
+def test_amounts_and_differences_by_hand(shown):
+    table = pilot_page.amounts(shown, "random_unstructured", "mrpc").set_index("share")
+    half = 10 * 4.302652729696142 / 3**0.5
+    assert table.loc["10 %", "score"].split() == ["30.0", "±", f"{half:.1f}"] and table.loc["10 %", "n"] == "3"
+    assert table.loc["0 %", "score"] == "50.0" and table.loc["0 %", "n"] == "1"  # one dense teacher
+    assert table.loc["10 %", "NLL"].startswith("0.500") and table.loc["10 %", "entropy"] == "–"
+    assert table.loc["10 %", "f1, dev"].startswith("80.0")
+    (lost,) = pilot_page.compared(shown).to_dict("records")
+    assert lost["score"] == lost["confidence"] == f"−20.0 ± {half:.1f} (3)" and lost["what"] == "weights zeroed"
+
+
+def test_students_are_paired_by_seed(shown):
+    (name, found), = pilot_page.taught(shown).items()
+    assert name == "mrpc, 10 % zeroed" and found["effect"] == pytest.approx((5 - 1) / 2) and found["n"] == 2
+    table = pilot_page.students(shown, "mini").set_index("zeroed")
+    assert table.loc["10 %", "students"].startswith("42.0") and table.loc["10 %", "agreement"].startswith("70.0")
+    assert table.loc["10 %", "teacher"].startswith("30.0") and table.loc["0 %", "teacher"] == "50.0"
+
+
+def test_reliability_pools_masks_by_their_rows():
+    runs = pd.DataFrame({"extra_reliability_share": [[0.5, 0.5], [0.0, 1.0]],
+                         "extra_reliability_confidence": [[0.6, 0.9], [0.0, 0.8]],
+                         "extra_reliability_accuracy": [[0.2, 1.0], [0.0, 0.4]]})
+    bars = pilot_page._bars(runs)
+    assert bars["share"].tolist() == [0.25, 0.75] and bars["confidence"].tolist() == pytest.approx([0.6, 2.5 / 3])
+    assert bars["accuracy"].tolist() == pytest.approx([0.2, 0.6])
+
+
+def test_a_page_without_runs_says_so(shown):
+    only = shown[shown["method"] == "finetune"]
+    for figure in (pilot_page.over_amounts(only, "random_structured"), pilot_page.reliability(only, "mrpc"),
+                   pilot_page.differences({})):
+        assert "no runs yet" in [text.get_text() for axis in figure.axes for text in axis.texts]
+        plt.close(figure)
+    assert pilot_page.reliability_in_words(only, "mrpc").endswith("No runs yet.")
+    assert pilot_page.compared(only).empty and pilot_page.students(only, "mini").empty
+    assert pilot_page.sizes(only, "mini")["millions"].tolist() == ["10.6", "–"]
 
 
 # ------------------------------------------------------------------------------------------------------ smoke, trained
