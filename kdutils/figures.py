@@ -115,8 +115,8 @@ def interval(values: Iterable[float]) -> tuple[float, float, int]:
 
 def plus_minus(mean: float, half: float, n: int, digits: int = 1, sign: bool = False) -> str:
     """`78.4 ± 0.9 (5)`: mean, half width of the 95 % interval, n; no half width where there is one value only."""
-    if not n:
-        return DASH
+    if not n or math.isnan(mean):
+        return f"{DASH} ({n})" if n else DASH
     shown = f"{mean:{'+' if sign else ''}.{digits}f}".replace("-", "−")
     return f"{shown} ({n})" if math.isnan(half) else f"{shown} ± {half:.{digits}f} ({n})"
 
