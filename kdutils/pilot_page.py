@@ -88,7 +88,7 @@ def sizes(data: pd.DataFrame, profile: str) -> pd.DataFrame:
         for _, runs in sorted(part.groupby("extra_encoder"), reverse=True):
             first = runs.iloc[0]
             who = f"{int(first['layers'])} layers" + (f" ({first['size']})" if pd.notna(first["size"]) else "")
-            rows.append({"task": task, "model": who, "millions": f"{first['extra_encoder'] / 1e6:.1f}"}
+            rows.append({"task": task, "model": who, "millions": f"{first['extra_encoder'] / 1e6:.2f}"}
                         | _means(runs, ("score", "paper", "confidence")))
         values = {kind: figures.DASH if math.isnan(floor[task, kind]) else f"{floor[task, kind]:.1f}"
                   for kind in ("score", "paper")}

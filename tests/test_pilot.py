@@ -157,7 +157,7 @@ def test_a_page_without_runs_says_so(shown):
         plt.close(figure)
     assert pilot_page.reliability_in_words(only, "mrpc").endswith("No runs yet.")
     assert pilot_page.compared(only).empty and pilot_page.students(only, "mini").empty
-    assert pilot_page.sizes(only, "mini")["millions"].tolist() == ["10.6", "–"]
+    assert pilot_page.sizes(only, "mini")["millions"].tolist() == ["10.65", "–"]
 
 
 # ------------------------------------------------------------------------------------------------------ smoke, trained

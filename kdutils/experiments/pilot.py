@@ -36,13 +36,15 @@ SIZES = {  # the paper profile's other sizes: name -> hub id, layers
 def plan(profile: str, task: str) -> list[Spec]:
     """The teacher, masks on it, smaller models, further fine-tuning seeds, then students of sparse teachers."""
     chosen, settings = profiles.profile(profile), profiles.settings(profile, task)
-    few = QUICK if profile in ("smoke", "demo") or (profile == "mini" and task not in FULL) else None
+    small = profile in ("smoke", "demo")
+    few = QUICK if small or (profile == "mini" and task not in FULL) else None
     make = functools.partial(common.make, CHAPTER, profile, task)
     specs = [common.teacher_spec(profile, task, settings)]
     for method, amounts in (("random_unstructured", UNSTRUCTURED[:few]), ("random_structured", STRUCTURED[:few])):
         specs += [make(method, mask, {"amount": a}) for a in amounts for mask in range(chosen.headline_seeds)]
-    for depth in DEPTHS.get(settings.depth, ())[:few]:
-        specs += [common.teacher_spec(profile, task, settings, seed, depth) for seed in range(chosen.seeds)]
+    for depth in DEPTHS.get(settings.depth, ())[: 1 if small else few]:
+        seeds = range(1 if profile == "smoke" else chosen.seeds)
+        specs += [common.teacher_spec(profile, task, settings, seed, depth) for seed in seeds]
     specs += [_sized(profile, task, size, seed) for size in SIZES if profile == "paper" for seed in range(chosen.seeds)]
     specs += [common.teacher_spec(profile, task, settings, seed) for seed in range(1, chosen.seeds)]
     specs += [make("distil_from_sparse", s, {"amount": a}) for a in TAUGHT[:few] for s in range(chosen.seeds)]
