@@ -409,7 +409,7 @@ def test_unknown_chapters_and_unpublished_profiles(here):
     here.put(a_spec(profile="smoke"), OUTCOME, 1.0)
     assert publish(store=here) == {"01_pilot": 1}
     here.put(a_spec(chapter="99_other"), OUTCOME, 1.0)
-    with pytest.raises(ValueError, match="chapter: got 99_other; allowed: 01_pilot"):
+    with pytest.raises(ValueError, match="chapter: got 99_other; allowed: 00_choices"):
         publish(store=here)
     with pytest.raises(ValueError, match="chapter: got pilot; allowed"):
         publish("pilot", here)
@@ -445,11 +445,11 @@ def test_command_line(here, monkeypatch, capsys):
     assert records.main(["publish", "--chapter", "01_pilot"]) == 0
     assert capsys.readouterr().out == "01_pilot: 1 runs\n"
     assert records.main(["publish", "--chapter", "1"]) == 2
-    assert capsys.readouterr().err.startswith("chapter: got 1; allowed: 01_pilot")
+    assert capsys.readouterr().err.startswith("chapter: got 1; allowed: 00_choices")
 
 
 def test_unknown_chapter_profile_and_task_are_refused():
-    with pytest.raises(ValueError, match="chapter: got '1'; allowed: 01_pilot"):
+    with pytest.raises(ValueError, match="chapter: got '1'; allowed: 00_choices"):
         experiments.plan("1", "mini")
     with pytest.raises(ValueError, match="chapter: got '99_other'"):
         experiments.run(replace(a_spec(), chapter="99_other"))

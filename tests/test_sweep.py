@@ -336,7 +336,7 @@ def test_command_line_runs_reports_and_goes_on(command, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "line"), [
-    (["1"], "chapter: got '1'; allowed: 01_pilot"),
+    (["1"], "chapter: got '1'; allowed: 00_choices"),
     (["01_pilot", "--profile", "big"], "profile: got 'big'; allowed: smoke"),
     (["01_pilot", "--task", "mrpc"], "task: got 'mrpc' for profile 'smoke'; allowed: synthetic"),
     (["01_pilot", "--method", "KDD,KD"], "method: got KDD; allowed: KD"),
