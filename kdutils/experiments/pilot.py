@@ -22,8 +22,8 @@ CHAPTER = "01_pilot"
 UNSTRUCTURED = (0.0, 0.1, 0.05, 0.2, 0.025, 0.075, 0.15, 0.3)  # in order of importance
 STRUCTURED = (0.3, 0.5, 0.1, 0.7, 0.2, 0.4, 0.6)
 TAUGHT = (0.0, 0.05, 0.1, 0.025)
-QUICK = 3  # so many of each list above, in the small profiles and for mini's tasks without a claim of this chapter
-FULL = ("mrpc", "sst2", "stsb")
+QUICK = {"smoke": 3, "demo": 2}  # small profiles, which take so many of each list above
+FULL = ("mrpc", "sst2", "stsb")  # mini's tasks that take all of them; those without a claim here take three
 DEPTHS = {4: (2,), 6: (3, 1, 2, 4)}  # of the models whose own layers make the smaller sizes
 SIZES = {  # the paper profile's other sizes: name -> hub id, layers
     "medium": ("google/bert_uncased_L-8_H-512_A-8", 8),
@@ -34,21 +34,27 @@ SIZES = {  # the paper profile's other sizes: name -> hub id, layers
 
 
 def plan(profile: str, task: str) -> list[Spec]:
-    """The teacher, masks on it, smaller models, further fine-tuning seeds, then students of sparse teachers."""
+    """The teacher, then in two rounds (what the claims need, and the rest): masks on it, smaller models and further
+    fine-tuning seeds, students of sparse teachers, units removed."""
     chosen, settings = profiles.profile(profile), profiles.settings(profile, task)
-    small = profile in ("smoke", "demo")
-    few = QUICK if small or (profile == "mini" and task not in FULL) else None
+    small = profile in QUICK
+    few = QUICK.get(profile, 3 if profile == "mini" and task not in FULL else None)
     make = functools.partial(common.make, CHAPTER, profile, task)
+    depths, seeds, masks = DEPTHS.get(settings.depth, ()), range(chosen.seeds), range(chosen.headline_seeds)
+
+    def over(method, amounts, seeds):
+        return [make(method, seed, {"amount": a}) for a in amounts for seed in seeds]
+
     specs = [common.teacher_spec(profile, task, settings)]
-    for method, amounts in (("random_unstructured", UNSTRUCTURED[:few]), ("random_structured", STRUCTURED[:few])):
-        specs += [make(method, mask, {"amount": a}) for a in amounts for mask in range(chosen.headline_seeds)]
-    for depth in DEPTHS.get(settings.depth, ())[: 1 if small else few]:
-        seeds = range(1 if profile == "smoke" else chosen.seeds)
-        specs += [common.teacher_spec(profile, task, settings, seed, depth) for seed in seeds]
-    specs += [_sized(profile, task, size, seed) for size in SIZES if profile == "paper" for seed in range(chosen.seeds)]
-    specs += [common.teacher_spec(profile, task, settings, seed) for seed in range(1, chosen.seeds)]
-    specs += [make("distil_from_sparse", s, {"amount": a}) for a in TAUGHT[:few] for s in range(chosen.seeds)]
-    return specs
+    for first in (True, False):
+        part, depth = (slice(0, 3), slice(0, 1)) if first else (slice(3, None), slice(1, 1 if small else None))
+        specs += over("random_unstructured", UNSTRUCTURED[:few][part], masks)
+        specs += [common.teacher_spec(profile, task, settings, seed, layers) for layers in depths[:few][depth]
+                  for seed in (seeds[:1] if profile == "smoke" else seeds)]
+        specs += [common.teacher_spec(profile, task, settings, seed) for seed in seeds[1:] if first]
+        specs += over("distil_from_sparse", TAUGHT[:few][slice(0, 2) if first else slice(2, None)], seeds)
+        specs += over("random_structured", STRUCTURED[:few][part], masks)
+    return specs + [_sized(profile, task, size, seed) for size in SIZES if profile == "paper" for seed in seeds]
 
 
 def _sized(profile: str, task: str, size: str, seed: int) -> Spec:
