@@ -73,7 +73,7 @@ def constant(profile: str) -> dict[tuple[str, str], float]:
 
 def _means(runs: pd.DataFrame, names: tuple[str, ...] = MEASURES) -> dict[str, str]:
     """Each measure of some runs as text, then n; a regression's missing ones are dashes."""
-    digits = {name: 3 if figures.scale(name) == 1 else 1 for name in names}
+    digits = {name: 2 if figures.scale(name) == 1 else 1 for name in names}
     spread = {name: figures.interval(runs[name] * figures.scale(name)) for name in names}
     text = {name: figures.plus_minus(*spread[name], digits[name]).split(" (")[0] for name in names}
     text = {name: value.replace(" ", "\N{NO-BREAK SPACE}") for name, value in text.items()}

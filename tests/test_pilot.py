@@ -126,7 +126,7 @@ def test_amounts_and_differences_by_hand(shown):
     half = 10 * 4.302652729696142 / 3**0.5
     assert table.loc["10 %", "score"].split() == ["30.0", "±", f"{half:.1f}"] and table.loc["10 %", "n"] == "3"
     assert table.loc["0 %", "score"] == "50.0" and table.loc["0 %", "n"] == "1"  # one dense teacher
-    assert table.loc["10 %", "NLL"].startswith("0.500") and table.loc["10 %", "entropy"] == "–"
+    assert table.loc["10 %", "NLL"].startswith("0.50") and table.loc["10 %", "entropy"] == "–"
     assert table.loc["10 %", "f1, dev"].startswith("80.0")
     (lost,) = pilot_page.compared(shown).to_dict("records")
     assert lost["score"] == lost["confidence"] == f"−20.0 ± {half:.1f} (3)" and lost["what"] == "weights zeroed"
