@@ -271,6 +271,13 @@ def distributions(data: pd.DataFrame):
         order = [NAMES.get(m, m) for m in POLICIES if NAMES.get(m, m) in set(some["method"])]
         figures.dots(ax, some, "score", "method", order)
         ax.set(xlabel=f"{name}: {tasks.get(name).verdict_metric}, points")
+    return fig if names else _nothing(fig, "no runs yet")
+
+
+def _nothing(fig, why: str):
+    for ax in fig.axes:
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, why, ha="center", va="center", transform=ax.transAxes)
     return fig
 
 
@@ -292,9 +299,7 @@ def slopes(found: dict[str, dict[str, Estimate]]):
     for ax, (name, estimates) in zip(axes, there.items(), strict=False):
         figures.forest(ax, estimates, estimates.values())
         ax.set(title=name, xlabel="points for one step in ten more")
-    if not there:
-        axes[0].text(0.5, 0.5, "too few runs", ha="center", va="center", transform=axes[0].transAxes)
-    return fig
+    return fig if there else _nothing(fig, "too few runs")
 
 
 def slopes_in_words(found: dict[str, dict[str, Estimate]]) -> str:
