@@ -289,11 +289,17 @@ def prune(model, heads: torch.Tensor, neurons: torch.Tensor):
 
 
 def _select(linear: nn.Linear, rows=slice(None), columns=slice(None)) -> nn.Linear:
-    weight = linear.weight.data[rows][:, columns]
-    made = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=linear.bias is not None)
-    made.weight.data.copy_(weight)
-    if linear.bias is not None:
-        made.bias.data.copy_(linear.bias.data[rows])
+    bias = None if linear.bias is None else linear.bias.data[rows]
+    return _linear(linear.weight.data[rows][:, columns], bias)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """A layer of copies of `weight` and `bias`; made small and then filled, since torch warns about empty ones."""
+    made = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias is not None)
+    made.out_features, made.in_features = weight.shape
+    made.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        made.bias = nn.Parameter(bias.clone())
     return made
 
 
@@ -354,7 +360,7 @@ def restore(path: Path):
 
 def _resize(named: dict, owner: str, shape: torch.Size) -> None:
     parent, leaf = owner.rsplit(".", 1) if "." in owner else ("", owner)
-    made = nn.Linear(shape[1], shape[0])
+    made = _linear(torch.empty(shape), torch.empty(shape[0]))
     setattr(named[parent], leaf, made)
     named[owner] = made
 

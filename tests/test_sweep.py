@@ -371,14 +371,20 @@ def test_selection(in_process, tmp_path):
     assert code == 0 and "3 to run, 0 in the store" in out.splitlines()[-1]
 
 
+def _interruptible():
+    """What a shell starts in the background ignores Ctrl-C, and hands that on to its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_sweep_that_is_ended_leaves_no_worker_and_keeps_its_runs(command, tmp_path, sign):
-    sleeps = (0.0, 1.0)
+    sleeps = (0.0, 3.0)
     specs = [Spec("99_fake", "synthetic", "KD", "smoke", 0, {"sleep": sleep}, {}) for sleep in sleeps]
     (tmp_path / "list").write_text("".join(json.dumps(asdict(spec)) + "\n" for spec in specs))
     store = Store(tmp_path / "runs", tmp_path / "published")
     call = [sys.executable, "-m", "kdutils.sweep", "--list", "list", "--threads", "1"]
-    process = subprocess.Popen(call, cwd=tmp_path, env=command.environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(call, cwd=tmp_path, env=command.environment, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=_interruptible)
     deadline = time.monotonic() + 30
     while not (store.runs / "attempts" / specs[1].key).exists():
         assert time.monotonic() < deadline and process.poll() is None
