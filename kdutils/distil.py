@@ -55,7 +55,8 @@ def stark_kd(teacher: Signals, tau: float) -> Plain:
 @dataclass
 class Outcome:
     """What `train` leaves: `losses` (last-epoch mean of every term), `curve` ([step, loss] of at most 50 points),
-    `best` (best-dev epoch and its metrics), `epochs` (metrics after each), `seconds`, `steps`."""
+    `best` (best-dev epoch and its metrics), `epochs` (metrics after each), `seconds`, `steps`, and the `dtype` that
+    computed ("" where nothing was trained)."""
 
     losses: dict = field(default_factory=dict)
     curve: list = field(default_factory=list)
@@ -63,6 +64,7 @@ class Outcome:
     epochs: list = field(default_factory=list)
     seconds: float = 0.0
     steps: int = 0
+    dtype: str = ""
 
 
 def train(model, data: Encoded, objective: Objective, settings: Settings, *, seed: int, epochs: float | None = None,
@@ -97,7 +99,7 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     per_epoch = len(data) // settings.batch_size if drop_last else -(-len(data) // settings.batch_size)
     total = max_steps or max(1, round(per_epoch * epochs))
     schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * total), total)
-    outcome, log, sums, stale = Outcome(steps=total), [], {}, 0
+    outcome, log, sums, stale = Outcome(steps=total, dtype=str(dtype).removeprefix("torch.")), [], {}, 0
     bar = tqdm(total=total, desc="steps", leave=False, disable=not progress, mininterval=1)
     started = time.perf_counter()
     worker.train()

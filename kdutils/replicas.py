@@ -59,7 +59,8 @@ class _Each:
 
 class Selections:
     """`knowledge.Selective` for packs whose `actions` [students, steps, 4] are known beforehand (KSM's probes: fixed,
-    Random-All and Random-One selections); arguments as there. ValueError: another shape."""
+    Random-All and Random-One selections); arguments as there, `weights` four for all or [students, 4]. `sizes`
+    [students, steps, 4] are the undivided losses. ValueError: another shape."""
 
     states, tokens, packed = True, False, True
 
@@ -69,8 +70,23 @@ class Selections:
             raise ValueError(f"actions: got {tuple(actions.shape)}; allowed: [students, steps, 4]")
         device = teacher.logits.device
         self.teacher, self.assigned, self.tau, self.literal, self.first = teacher, assigned, tau, literal, first
-        self.actions, self.weights = actions.float().to(device), torch.tensor(weights, device=device)
+        self.actions = actions.float().to(device)
+        self.weights = torch.tensor(weights, device=device).expand(len(actions), 4)
+        self.sizes = torch.zeros_like(self.actions)
         self._sum = torch.zeros(len(actions), 4, device=device)
+
+    @classmethod
+    def of(cls, singles: Sequence, steps: int) -> Selections:
+        """`knowledge.Selective`s that differ in policy, which looks at no student, and weights alone, as one for
+        `steps` steps. Each gets the `actions` and `sizes` that it has after training by itself."""
+        for single in singles:
+            single.actions = [tuple(float(a) for a in single.select(step, None, None)) for step in range(steps)]
+        actions, weights = ([getattr(single, name) for single in singles] for name in ("actions", "weights"))
+        first = singles[0]
+        made = cls(first.teacher, first.assigned, torch.tensor(actions), first.tau, weights, first.literal, first.first)
+        for single, sizes in zip(singles, made.sizes, strict=True):
+            single.sizes = sizes
+        return made
 
     def __call__(self, batch, logits, states):
         from . import knowledge
@@ -80,7 +96,8 @@ class Selections:
             {"labels": y}, z, h, Signals(tz, th), self.assigned, self.tau, self.literal))
         parts = one(batch["labels"], logits, states, told.logits, told.states)
         values = torch.stack(list(parts.values()), 1)
-        share = self.actions[who, step] * self.weights / self._scale(step, who, values.detach())
+        self.sizes[who, step] = values.detach().float()
+        share = self.actions[who, step] * self.weights[who] / self._scale(step, who, values.detach())
         return {"loss": (share * values).sum(1), **parts}
 
     def _scale(self, step, who, now):
@@ -160,7 +177,8 @@ class _Job:
         pack = stacked.Pack(mine, [self.lrs[i] for i in part], self.settings, self.device, self.steps)
         torch.manual_seed(self.seeds[part[0]])
         orders = [torch.Generator().manual_seed(self.seeds[i]) for i in part]
-        outcomes, log, step = [distil.Outcome(steps=self.steps) for _ in part], [], 0
+        dtype = str(distil.compute_dtype(self.settings.precision, self.device)).removeprefix("torch.")
+        outcomes, log, step = [distil.Outcome(steps=self.steps, dtype=dtype) for _ in part], [], 0
         bar = tqdm(total=self.steps, desc=f"{len(part)} students", leave=False, disable=not self.progress)
         pack.worker.train()
         while step < self.steps:
@@ -175,7 +193,7 @@ class _Job:
                 step += 1
                 bar.update()
             means = {name: (value / taken).tolist() for name, value in sums.items()}
-            metrics = self.evaluate(pack.worker, len(part), step == self.steps) if self.evaluate else []
+            metrics = self.evaluate(pack.worker, len(part), step == self.steps, part[0]) if self.evaluate else []
             for i, outcome in enumerate(outcomes):
                 outcome.losses = {name: values[i] for name, values in means.items()}
                 if metrics:
@@ -232,10 +250,17 @@ class _Job:
         return made
 
 
+def total_steps(rows: int, settings: Settings, drop_last: bool = False, epochs: float | None = None) -> int:
+    """The steps of training on `rows` rows, as `distil.train` counts them."""
+    per_epoch = rows // settings.batch_size if drop_last else -(-rows // settings.batch_size)
+    return max(1, round(per_epoch * (epochs or settings.epochs)))
+
+
 def train_many(students: Sequence[nn.Module], data: Encoded, objective, settings: Settings, *, seeds: Sequence[int],
                lrs: Sequence[float] | None = None, epochs: float | None = None, evaluate: Callable | None = None,
                drop_last: bool = False, max_steps: int | None = None, most: int | None = None,
-               progress: bool = False, device: str | torch.device | None = None) -> list:
+               finished: Callable[[int, list], None] | None = None, progress: bool = False,
+               device: str | torch.device | None = None) -> list:
     """Train `students` in place, as many at a time as fit (at most `most`); returns a `distil.Outcome` for each.
 
     Arguments are `distil.train`'s, with a seed and, if wanted, a rate for each student. `objective` is a list with one
@@ -247,15 +272,14 @@ def train_many(students: Sequence[nn.Module], data: Encoded, objective, settings
     Without dropout each student ends as `distil.train` leaves it but for the order of sums; with dropout its masks
     depend on its pack. `Outcome.seconds` is a student's share. Out of memory, the pack is halved and starts again. A
     student whose loss is not finite gets the FloatingPointError in its outcome's place. ValueError: lists of unequal
-    lengths.
+    lengths. As each pack ends, `finished` gets the number of its first student and its outcomes.
     """
     distil.keep_memory()
     listed = isinstance(objective, Sequence)
     for name, values in (("seeds", seeds), ("lrs", lrs), ("objective", objective if listed else None)):
         if values is not None and len(values) != len(students):
             raise ValueError(f"{name}: got {len(values)}; allowed: {len(students)}, one for each student")
-    per_epoch = len(data) // settings.batch_size if drop_last else -(-len(data) // settings.batch_size)
-    steps = max_steps or max(1, round(per_epoch * (epochs or settings.epochs)))
+    steps = max_steps or total_steps(len(data), settings, drop_last, epochs)
     asked = _Each(objective) if listed else objective if getattr(objective, "packed", False) else _Together(objective)
     job = _Job(students, data, asked, settings, seeds, lrs or [settings.lr] * len(students), steps, evaluate, drop_last,
                progress, torch.device(device) if device else distil.best_device())
@@ -266,6 +290,8 @@ def train_many(students: Sequence[nn.Module], data: Encoded, objective, settings
         size = -(-left // -(-left // fits))  # packs of equal size
         made = _unless_full(job, range(len(outcomes), len(outcomes) + size))
         fits = fits if made else size // 2
+        if made and finished:
+            finished(len(outcomes), made)
         outcomes += made
     return outcomes
 
@@ -282,17 +308,19 @@ def _unless_full(job: _Job, part: range) -> list:
     return []
 
 
-def evaluator(task, sets: dict[str, Encoded], teacher: dict[str, Signals] | None = None) -> Callable:
-    """`distil.evaluator` for packs: a function (pack, count, last) -> one {set: metrics} for each replica."""
-    def evaluate(pack, count: int, last: bool = True) -> list[dict]:
+def evaluator(task, sets: dict[str, Encoded], teacher: dict[str, Signals] | Sequence[dict] | None = None) -> Callable:
+    """`distil.evaluator` for packs: a function (pack, count, last, first) -> one {set: metrics} for each of `count`
+    replicas. `teacher`: the signals of one for all, or a list with those of each student, from `first` in this pack."""
+    def evaluate(pack, count: int, last: bool = True, first: int = 0) -> list[dict]:
         made: list[dict] = [{} for _ in range(count)]
+        told = [teacher] * count if teacher is None or isinstance(teacher, dict) else teacher[first:]
         for name, rows in sets.items():
             if name == "test" and not last:
                 continue
-            for metrics, logits in zip(made, stacked.predict(pack, count, rows), strict=True):
+            for metrics, logits, its in zip(made, stacked.predict(pack, count, rows), told, strict=False):
                 metrics[name] = distil.ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
-                if teacher:
-                    metrics[name]["agreement"] = distil.agreement(task, logits, teacher[name].logits)
+                if its:
+                    metrics[name]["agreement"] = distil.agreement(task, logits, its[name].logits)
         return made
 
     return evaluate

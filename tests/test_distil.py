@@ -10,6 +10,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 from kdutils import bert, data, distil, losses, profiles, tasks, teacher
+from kdutils.experiments import common
 
 torch.set_num_threads(1)
 
@@ -132,6 +133,7 @@ def test_half_precision_follows_full_precision(rows, told):
     for precision in ("fp32", "bf16"):
         settings = replace(SETTINGS, precision=precision)
         model, outcome = trained(rows, distil.stark_kd(told, 2.0), settings=settings, max_steps=39)
+        assert common.outcome(outcome)["extra"]["dtype"] == {"fp32": "float32", "bf16": "bfloat16"}[precision]
         curves.append(np.array(outcome.curve)[:, 1])
         models.append(teacher.ask(model, rows.dev, precision="fp32").logits)
         assert all(p.dtype == torch.float32 for p in model.parameters())  # the masters

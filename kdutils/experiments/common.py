@@ -119,13 +119,14 @@ def distil_student(made: Bench, student, objective, seed: int, evaluate: bool = 
 
 
 def outcome(result, **extra) -> dict:
-    """A record's outcome from what `distil.train` returned."""
+    """A record's outcome from what `distil.train` returned. Where nothing was trained, the dtype is that of
+    `teacher.ask`, which the metrics come from."""
     import torch
 
     from kdutils import distil, provenance
 
+    dtype = result.dtype or str(distil.compute_dtype("auto", distil.best_device())).removeprefix("torch.")
     return {"metrics": result.epochs[-1] if result.epochs else {}, "best": result.best, "losses": result.losses,
             "curve": result.curve,
             "extra": {"train_seconds": result.seconds, "steps": result.steps, "device": provenance.device(),
-                      "threads": torch.get_num_threads(),
-                      "dtype": str(distil.compute_dtype("auto", distil.best_device())).removeprefix("torch.")} | extra}
+                      "threads": torch.get_num_threads(), "dtype": dtype} | extra}
