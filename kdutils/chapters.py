@@ -121,8 +121,10 @@ def failure(notebook):
 
 
 def code_hash(path, parameters, root=ROOT):
-    """Hash of what an executed copy depends on beside records: its cells and parameters, kdutils, versions, claims."""
-    files = [root / "constraints.txt", root / "book" / "claims.yml", *sorted((root / "kdutils").rglob("*.py"))]
+    """Hash of what an executed copy depends on beside records: its cells and parameters, the code that it may import,
+    versions, claims and measurements."""
+    fixed = [root / "constraints.txt", root / "book" / "claims.yml", root / "book" / "benchmarks.jsonl"]
+    files = [*fixed, *(file for folder in ("benchmarks", "kdutils") for file in sorted((root / folder).rglob("*.py")))]
     code = [file.read_text() for file in files if file.exists()]
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
     return _hash([parameters, cells, code])

@@ -83,6 +83,13 @@ def test_the_hashes_follow_code_parameters_and_records(tmp_path, monkeypatch):
     assert chapters.code_hash(source, {"seed": 1}) == stamp != chapters.code_hash(source, {"seed": 2})
     assert chapters.code_hash(notebook(tmp_path / "b.ipynb", "print(-seed)"), {"seed": 1}) != stamp
 
+    stamps = [chapters.code_hash(source, {}, tmp_path)]
+    for name in ("constraints.txt", "book/claims.yml", "book/benchmarks.jsonl", "benchmarks/a.py", "kdutils/a.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{name}\n")
+        stamps.append(chapters.code_hash(source, {}, tmp_path))
+    assert len(set(stamps)) == 6
+
     made = {"01_pilot": [], "02_stark": [], "03_stark_auto": []}
     monkeypatch.setattr(chapters.Store, "chapters", lambda self: list(made))
     monkeypatch.setattr(chapters.Store, "records", lambda self, chapter: made[chapter])
