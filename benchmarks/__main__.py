@@ -1,8 +1,9 @@
 """Measure what the book's runs cost, print it, and keep it in book/benchmarks.jsonl, from which the page Cost is made.
 
-    python -m benchmarks                            all parts but quality, each a minute or two on two cores
+    python -m benchmarks                            all parts but the last two, three to five minutes on two cores
     python -m benchmarks --only training profile    these parts
     python -m benchmarks --only training --full     whole epochs of the slow loops too
+    python -m benchmarks --only paper               profile paper on a BERT-base of random weights: 3 to 4 minutes
     python -m benchmarks --only quality             both loops' students, five seeds each: hours on a CPU
 
 A machine that is doing other things measures those too: each record holds the load it began under.
@@ -21,15 +22,17 @@ from kdutils.records import repository, write_atomically
 from kdutils.spec import to_json
 
 DISTILLED, PACKED = (1, 2), (1, 3, 6)  # layers kept: of the timed epoch's student, of the packs'
-PARTS = ("training", "profile", "scoring", "replicas", "sweep", "pages", "quality")
+PARTS = ("training", "profile", "scoring", "replicas", "sweep", "pages", "paper", "quality")
 
 
 def measure(part: str, options: argparse.Namespace, load) -> tuple[list[dict], str]:
     """The part's rows and the task that they are of, if any."""
-    from benchmarks import overheads, packs, training  # here, so that a sweep's workers start as quickly as ever
+    from benchmarks import overheads, packs, paper, training  # here, so that a sweep's workers start as quickly as ever
 
     if part in ("sweep", "pages"):
         return getattr(overheads, part)(), ""
+    if part == "paper":
+        return paper.measure(), paper.TASK
     work = load("rte", PACKED) if part == "replicas" else load(options.task, DISTILLED)
     rows = {
         "training": lambda: training.speed(work, work.steps if options.full else options.steps),
@@ -66,7 +69,7 @@ def keep(part: str, task: str, rows: list[dict], load: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", default=PARTS[:-1], help=", ".join(PARTS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", default=PARTS[:-2], help=", ".join(PARTS))
     parser.add_argument("--task", default="mrpc", help="whose epoch is timed (default: mrpc)")
     parser.add_argument("--steps", type=int, default=16, help="timed steps of a slow loop (default: 16)")
     parser.add_argument("--full", action="store_true", help="time whole epochs")

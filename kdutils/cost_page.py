@@ -11,7 +11,7 @@ import pandas as pd
 from kdutils import figures
 from kdutils.records import Record, Store, repository
 
-FIRST = ("what", "reference loop", "seconds", "cpu seconds", "seeds", "reference", "its error")  # columns of a table
+FIRST = ("chapter", "what", "reference loop", "seconds", "cpu seconds", "seeds", "reference", "its error")  # columns
 
 
 def benchmarks(path: Path | None = None) -> list[dict]:
@@ -46,8 +46,12 @@ def show(found: list[dict], part: str, caption: str, digits: int = 2) -> None:
 def value(record: dict, what: str, column: str) -> float | None:
     """One number of a record; where the machine was busy with other things and the record has it, by cores' seconds."""
     row = next((row for row in record["rows"] if row["what"] == what), {})
-    busy = record["load"] > record["threads"] + 0.5
-    return row.get(f"{column}, cpu", row.get(column)) if busy else row.get(column)
+    return row.get(f"{column}, cpu", row.get(column)) if busy(record) else row.get(column)
+
+
+def busy(record: dict) -> bool:
+    """Whether the machine was doing other things as well."""
+    return record["load"] > record["threads"] + 0.5
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,31 @@ def in_words(record: dict) -> str:
     parts = "; ".join(f"{name} {row['reference loop']:.0f} and {row['ours']:.0f}" for name, row in spent.items())
     return (f"Milliseconds of a step in the reference loop and in ours, {whole['reference loop']:.0f} and "
             f"{whole['ours']:.0f} in all: {parts}.")
+
+
+def paper(found: list[dict]) -> pd.DataFrame:
+    """What each chapter's plan at profile paper takes, one row for each place: chapter, planned runs, peak GiB, hours
+    (of a processor that was busy: the cores' hours over the threads), where."""
+    columns = ["chapter", "planned runs", "peak GiB", "hours", "where"]
+    rows: dict[tuple, list] = {}
+    for record in of(found, "paper"):
+        for row in record["rows"]:
+            key = row["chapter"], place(record)
+            made = rows.setdefault(key, [row["chapter"], row["planned"], 0.0, 0.0, place(record)])
+            made[2] = max(made[2], row["peak GiB"])
+            by_cores = busy(record) and not record["gpu"]
+            made[3] += row["core hours"] / record["threads"] if by_cores else row["hours"]
+    return pd.DataFrame(list(rows.values()), columns=columns).sort_values("chapter", kind="stable", ignore_index=True)
+
+
+def paper_cost(chapter: str, found: list[dict] | None = None) -> None:
+    """Print a sentence for each place on what a chapter costs at profile paper; one that it was not measured."""
+    table = paper(benchmarks() if found is None else found).query("chapter == @chapter")
+    if table.empty:
+        print(f"{chapter} at profile paper: not measured yet; python -m benchmarks --only paper")
+    for chapter, runs, memory, hours, where in table.itertuples(index=False):
+        print(f"{chapter} at profile paper: {runs:,} planned runs, about {hours:,.0f} hours of training on {where}; "
+              f"at most {memory:.1f} GiB.")
 
 
 def runs(profile: str) -> list[Record]:

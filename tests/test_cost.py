@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import loops, packs, training, workload
-from kdutils import bert, cost_page, data, distil, losses, profiles
+from benchmarks import loops, packs, paper, training, workload
+from kdutils import bert, cost_page, data, distil, experiments, losses, profiles
 
 torch.set_num_threads(1)
 
@@ -72,6 +72,42 @@ def test_quality_is_compared_in_standard_errors():
     (row,) = training._compare(found, "dev", ("f1", "nll"))
     assert (row["reference"], row["ours"], row["seeds"]) == (pytest.approx(0.6), pytest.approx(0.8), 2)
     assert row["its error"] == pytest.approx(0.1) and row["difference / error"] == pytest.approx(0.2 / 0.02**0.5)
+
+
+def test_the_paper_profile_runs_without_the_hub(capsys):
+    """A run of each chapter's plan, cut to two timed steps; only the model is smaller than the profile's."""
+    rows = paper.measure(2, apart=False, words=500, hidden_size=16, num_attention_heads=2, intermediate_size=16)
+    trainings = [(piece.chapter, name) for piece in paper.PIECES for name in piece.trainings]
+    passed = [(chapter, paper.PASS) for chapter in ("02_stark", "03_stark_auto")]
+    assert sorted((row["chapter"], row["what"]) for row in rows) == sorted(trainings + passed)
+    batches = {row["chapter"]: row["batch"] for row in rows}
+    assert batches == dict.fromkeys(("01_pilot", "02_stark", "03_stark_auto"), 16) | dict.fromkeys(
+        ("04_peakd", "05_knowledge_probes", "06_ksm"), 32)
+    for row in rows:
+        assert row["seconds"] > 0 and row["hours"] > 0 < row["peak GiB"] and 0 < row["runs"] <= row["planned"]
+    measured = [record("paper", rows) | {"dtype": "float32"}]
+    table = cost_page.paper(measured)
+    assert table["chapter"].tolist() == [name for name in experiments.written() if name != "00_choices"]
+    assert table["hours"].sum() == pytest.approx(sum(row["hours"] for row in rows))
+    cost_page.paper_cost("04_peakd", measured)
+    assert capsys.readouterr().out.startswith("04_peakd at profile paper: 2,886 planned runs, about ")
+    cost_page.paper_cost("04_peakd", [])
+    assert "not measured yet" in capsys.readouterr().out
+
+
+def test_every_training_of_the_paper_profile_is_counted():
+    """Each planned run goes through its rows as its settings say; a plan's total is the sum."""
+    names = {(piece.chapter, name) for piece in paper.PIECES for name in (*piece.trainings, paper.PASS)}
+    for chapter in experiments.written():
+        for spec in experiments.plan(chapter, "paper", "mrpc"):
+            counted = paper.passes(spec)
+            assert {(chapter, name) for name in counted} <= names
+            untrained = spec.method.startswith("random_") or spec.method in ("TAKD", "MetaKD", "DynaBERT")
+            assert (not counted) == untrained, str(spec)
+    fine_tuned, taught = (experiments.common.make("01_pilot", "paper", "mrpc", method, 0) for method in
+                          ("finetune", "distil_from_sparse"))
+    assert paper.planned([fine_tuned, fine_tuned, taught]) == {
+        "fine-tuning": (2, pytest.approx(2 * 10 * 0.95 * 3668)), "student": (1, pytest.approx(10 * 0.95 * 3668))}
 
 
 def test_a_measurement_replaces_the_same_devices_older_one(tmp_path, monkeypatch):
