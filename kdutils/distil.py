@@ -319,6 +319,7 @@ def ordered(task: tasks.Task, values: dict) -> dict:
 
 
 def agreement(task: tasks.Task, student: torch.Tensor, teacher: torch.Tensor) -> float:
+    teacher = teacher.cpu()  # a workbench's signals are on its device, a student's answers are not
     if task.regression:
         return tasks.score(task, student.numpy(), teacher[:, 0].numpy())["spearman"]
     return float((student.argmax(1) == teacher.argmax(1)).float().mean())
