@@ -11,7 +11,8 @@ import pandas as pd
 from kdutils import figures
 from kdutils.records import Record, Store, repository
 
-FIRST = ("chapter", "what", "reference loop", "seconds", "cpu seconds", "seeds", "reference", "its error")  # columns
+FIRST = ("chapter", "what", "batch", "reference loop", "seconds", "cpu seconds", "seeds", "reference", "its error",
+         "runs", "hours")  # columns of a table
 
 
 def benchmarks(path: Path | None = None) -> list[dict]:
@@ -38,6 +39,7 @@ def show(found: list[dict], part: str, caption: str, digits: int = 2) -> None:
     for record in of(found, part):
         of_task = f" ({record['task']})" if record["task"] else ""
         rows = pd.DataFrame(record["rows"])
+        rows = rows.astype({name: int for name in rows if name.endswith("hours")})  # estimates of thousands
         first = [name for name in FIRST if name in rows]
         about = f"{caption}{of_task}: {place(record)}, {record['dtype']}"
         figures.table(rows[[*first, *rows.columns.drop(first)]], about, digits)
@@ -157,8 +159,8 @@ def paper_cost(chapter: str, found: list[dict] | None = None) -> None:
     if table.empty:
         print(f"{chapter} at profile paper: not measured yet; python -m benchmarks --only paper")
     for chapter, runs, memory, hours, where in table.itertuples(index=False):
-        print(f"{chapter} at profile paper: {runs:,} planned runs, about {hours:,.0f} hours of training on {where}; "
-              f"at most {memory:.1f} GiB.")
+        about = f"{float(f'{hours:.2g}'):,.0f} hours of training on {where}"
+        print(f"{chapter} at profile paper: {runs:,} planned runs, about {about}; at most {memory:.1f} GiB.")
 
 
 def runs(profile: str) -> list[Record]:
