@@ -117,25 +117,6 @@ def _mean(rows: list[str], data: dict[str, Any]) -> float:
     return float(np.mean(np.concatenate([task_cells(ref, data) for ref in rows])))
 
 
-def effect_by_task(formula: dict[str, Any], tasks: list[str], data: dict[str, Any] | None = None) -> dict[str, float]:
-    """The paper's effect on each of `tasks`, where its effect is a difference of two averages whose tables print them.
-
-    The metric is the paper's (F1 on MRPC), which need not be the verdict's.
-    """
-    data = data or load()
-    refs = formula.get("difference", [])
-    if not all(isinstance(ref, str) and ref.endswith(f"/{AVERAGE}") for ref in refs):
-        return {}
-    effects = {}
-    for task in tasks:
-        tables = [_row(ref, data)[0] for ref in refs]
-        columns = [next((c for c in table["columns"] if c.split()[0] == task), None) for table in tables]
-        if refs and all(columns):
-            cells = [ref.removesuffix(AVERAGE) + column for ref, column in zip(refs, columns, strict=True)]
-            effects[task] = cell(cells[0], data) - cell(cells[1], data)
-    return effects
-
-
 def averages(data: dict[str, Any] | None = None) -> pd.DataFrame:
     """Every printed average beside the mean of its row, and whether they agree.
 

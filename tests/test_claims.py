@@ -96,14 +96,6 @@ def test_formulas_by_hand():
     assert r == pytest.approx(np.corrcoef(auto, grid)[0, 1])
 
 
-def test_effect_by_task_uses_the_tasks_own_columns():
-    formula = {"difference": ["stark-main-dropped/STARK4/all average", "stark-main-dropped/KD4/all average"]}
-    by_task = claims.effect_by_task(formula, ["mrpc", "sst2", "stsb", "cola"])
-    assert by_task == pytest.approx({"mrpc": 0.5, "sst2": 1.0, "stsb": 0.8})
-    of_cells = {"difference": ["ksm-2/Random-All/rte best", "ksm-2/Random-All/rte worst"]}
-    assert claims.effect_by_task(of_cells, ["rte"]) == {}
-
-
 @pytest.mark.parametrize(
     ("ref", "says"),
     [("ksm-9/a/b", "got table 'ksm-9'"), ("ksm-6/loss/cola f1", "'ksm-6/loss/cola f1'"), ("ksm-6/loss", "a row")],
