@@ -43,27 +43,23 @@ class Runs:
     missing: list[Spec]
     frame: pd.DataFrame
 
-    def where(self, **values) -> pd.DataFrame:
-        """The frame's rows whose columns have these values (a list or tuple of values: any of them)."""
-        keep = pd.Series(True, index=self.frame.index)
-        for name, value in values.items():
-            options = value if isinstance(value, list | tuple | set | range) else [value]
-            keep &= self.frame[name].isin(list(options)) if name in self.frame else False
-        return self.frame[keep]
 
-
-def runs(chapter: str, profile: str, task: str = "all", train: bool = False) -> Runs:
-    """A chapter's planned runs: looked up, or with `train` made where they are missing, with a progress bar.
+def runs(chapter: str, profile: str, task: str = "all", train: bool = False,
+         keep: Callable[[list[Spec]], Iterable[Spec]] = list) -> Runs:
+    """A chapter's planned runs, those that `keep` leaves of them: looked up, or with `train` made where they are
+    missing, with a progress bar.
 
     What is missing is left out; MissingRuns, in one line, where there is nothing at all.
     """
     from kdutils import experiments
 
-    specs = experiments.plan(chapter, profile, None if task == "all" else task)
-    found, missing = look_up(specs)
-    if missing and train:
+    def planned():
+        return keep(experiments.plan(chapter, profile, None if task == "all" else task))
+
+    found, missing = look_up(planned())
+    while missing and train:
         ensure(missing, experiments.run, train=True)
-        found, missing = look_up(specs)
+        found, missing = look_up(planned())  # some runs are planned only once those that they build on are there
     if not found:
         raise in_one_line(MissingRuns(missing, command_for(missing)))
     return Runs(found, missing, frame(found))
@@ -121,25 +117,9 @@ def plus_minus(mean: float, half: float, n: int, digits: int = 1, sign: bool = F
     return f"{shown} ({n})" if math.isnan(half) else f"{shown} ± {half:.{digits}f} ({n})"
 
 
-def summary(data: pd.DataFrame, by: str | list[str], metric: str) -> pd.DataFrame:
-    """Mean, half (width of the 95 % interval), n and text of `metric` for each group, in points where it is a fraction.
-
-    Groups come in the order of the data. `metric` is a column such as "test_matthews".
-    """
-    names = [by] if isinstance(by, str) else list(by)
-    rows = []
-    for group, part in data.groupby(names, sort=False, dropna=False):
-        mean, half, n = interval(part[metric] * scale(metric)) if metric in part else (math.nan, math.nan, 0)
-        digits = 1 if scale(metric) == 100 else 3
-        rows.append(dict(zip(names, group, strict=True)) | {"mean": mean, "half": half, "n": n,
-                                                           "text": plus_minus(mean, half, n, digits)})
-    return pd.DataFrame(rows, columns=[*names, "mean", "half", "n", "text"])
-
-
-def versus(a: pd.DataFrame, b: pd.DataFrame, metric: str, on: tuple[str, ...] = ("seed",)) -> dict[str, float]:
-    """A minus B in points, paired by `on`: effect, low, high, p, n and the rest of `kdutils.intervals.paired`."""
-    both = a.merge(b, on=list(on), suffixes=("_a", "_b")) if len(a) and len(b) else pd.DataFrame()
-    return paired((both[f"{metric}_a"] - both[f"{metric}_b"]).dropna() * scale(metric) if len(both) else [])
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with a true minus sign; a dash where there is none."""
+    return DASH if pd.isna(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 # -------------------------------------------------------------------------------------------------- tables and numbers
@@ -163,9 +143,8 @@ class Table:
 def table(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
     """Show `data` with its caption. Floats are printed as they are, to `digits` places: scale them before."""
     def text(value):
-        if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
-            return DASH
-        return f"{value:.{digits}f}".replace("-", "−") if isinstance(value, float | np.floating) else str(value)
+        plain = value is not None and value is not pd.NA and not isinstance(value, float | np.floating)
+        return str(value) if plain else number(value, digits)
 
     display(Table(pd.DataFrame({str(name): [text(v) for v in column] for name, column in data.items()}), caption))
 
@@ -225,29 +204,50 @@ def curve(ax, data: pd.DataFrame, x: str, y: str, hue: str | None = None, **opti
     sns.lineplot(shown, x=x, y=y, hue=hue, errorbar=band, marker="o", markersize=5, ax=ax, **options)
 
 
-def dots(ax, data: pd.DataFrame, metric: str, by: str, order: Iterable | None = None, colour=COLOURS[0]) -> None:
+def dots(ax, data: pd.DataFrame, metric: str, by: str, order: Iterable | None = None) -> None:
     """One row a group of `by`: every run a faint dot, and the mean with its 95 % interval; n beside the name."""
     order = list(dict.fromkeys(data[by])) if order is None else list(order)
     names = []
     for row, group in enumerate(order):
         values = data.loc[data[by] == group, metric] * scale(metric)
         mean, half, n = interval(values)
-        ax.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, markersize=4)
+        ax.plot(values, np.full(len(values), row), "o", color=COLOURS[0], alpha=0.35, markersize=4)
         bars = None if math.isnan(half) else [half]
-        ax.errorbar([mean], [row], xerr=bars, fmt="D", color=colour, capsize=3, markersize=5)
+        ax.errorbar([mean], [row], xerr=bars, fmt="D", color=COLOURS[0], capsize=3, markersize=5)
         names.append(f"{group} (n = {n})")
     _rows(ax, names)
 
 
-def forest(ax, names: Iterable[str], estimates: Iterable[dict], null: float = 0.0, colour=COLOURS[0]) -> None:
-    """One row an estimate (`effect`, `low`, `high`, `n`, as `versus` gives), its interval, and a line at `null`."""
-    estimates = list(estimates)
-    ax.axvline(null, color="#888888", linewidth=1)
-    for row, found in enumerate(estimates):
+def forest(ax, estimates: dict[str, dict]) -> None:
+    """One row an estimate (`effect`, `low`, `high`, `n`: see `kdutils.intervals`), its interval, and a line at zero."""
+    ax.axvline(0, color="#888888", linewidth=1)
+    for row, found in enumerate(estimates.values()):
         ends = [[found["effect"] - found["low"]], [found["high"] - found["effect"]]]
         bars = None if np.isnan(ends).any() else ends
-        ax.errorbar([found["effect"]], [row], xerr=bars, fmt="o", color=colour, capsize=3, markersize=6)
-    _rows(ax, [f"{name} (n = {found['n']})" for name, found in zip(names, estimates, strict=True)])
+        ax.errorbar([found["effect"]], [row], xerr=bars, fmt="o", color=COLOURS[0], capsize=3, markersize=6)
+    _rows(ax, [f"{name} (n = {found['n']})" for name, found in estimates.items()])
+
+
+def differences(estimates: dict[str, dict], label: str, height: float):
+    """A forest plot of estimates by name, as a figure of its own."""
+    fig, (ax,) = panels(height=height)
+    forest(ax, estimates) if estimates else nothing([ax])
+    ax.set_xlabel(label)
+    return fig
+
+
+def nothing(axes: Iterable, why: str = "no runs yet") -> None:
+    """Say on axes why they are empty."""
+    for ax in axes:
+        ax.text(0.5, 0.5, why, ha="center", va="center", transform=ax.transAxes)
+        ax.set(xticks=[], yticks=[])
+
+
+def placeholder(why: str = "no runs yet"):
+    """A figure that says why it is empty."""
+    fig, axes = panels()
+    nothing(axes, why)
+    return fig
 
 
 def _rows(ax, names: list[str]) -> None:

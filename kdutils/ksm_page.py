@@ -7,24 +7,22 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from kdutils import figures, tasks, verdicts
+from kdutils import figures, tables, tasks, verdicts
 from kdutils.experiments import ksm
-from kdutils.peakd_page import measured
-from kdutils.probes_page import TYPES, show, task_names, text  # noqa: F401 (the notebook shows its tables with it)
-from kdutils.stark_page import by_seed, pooled, said
+from kdutils.probes_page import TYPES
+from kdutils.tables import by_seed, pooled, said, task_names, text, versus
 
 VARIED = ("layers", "multi_phase", "exploration", "reward", "phase", "threshold", "source", "copies")
 METHODS = ("finetune", "vanilla-KD", "PKD", "Dynamic-KD", "Random-Hard", "Random-Soft", "constant", "KSM-hard",
            "KSM-soft")
-RIVALS = tuple(name for name in METHODS if name != "KSM-soft")
 ABLATIONS = {"without the exploration reward": {"exploration": False}, "without phases": {"multi_phase": False},
              "rewarded by accuracy": {"reward": "accuracy"}, "rewarded by F1": {"reward": "f1"},
              "phases of 64 steps": {"phase": 64}, "phases of 128 steps": {"phase": 128}}
 
 
-def with_measures(data: pd.DataFrame) -> pd.DataFrame:
-    """`peakd_page.measured`, with the arguments that only some runs have."""
-    return measured(data.reindex(columns=list(dict.fromkeys([*data.columns, *VARIED]))))
+def measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """`tables.measured`, with the arguments that only some runs have."""
+    return tables.measured(frame, VARIED)
 
 
 def of(data: pd.DataFrame, method: str, task: str, **change) -> pd.DataFrame:
@@ -60,20 +58,15 @@ def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: boo
 
 
 def _marks(data: pd.DataFrame) -> pd.DataFrame:
-    means = data.groupby("task")[["teacher", "majority"]].mean() * 100
-    return pd.DataFrame([{"method": label} | {f"{name} score": f"{means.loc[name, who]:.1f}" for name in means.index}
-                         for who, label in (("teacher", "teacher"), ("majority", "constant answer"))])
+    found = {f"{name} score": tables.marks(runs) for name, runs in data.groupby("task")}
+    return pd.DataFrame(found).rename_axis("method").rename({"majority": "constant answer"}).reset_index()
 
 
-def against(data: pd.DataFrame, rivals: Iterable[str] = RIVALS) -> dict[str, dict]:
+def against(data: pd.DataFrame) -> dict[str, dict]:
     """Soft KSM minus each rival, paired by seed: the mean over tasks that can decide, or the one task's, by rival."""
-    found = {}
     names = [n for n in task_names(data) if (data["profile"].iloc[0], n) not in verdicts.CANNOT_DECIDE]
-    for rival in rivals:
-        some = pooled({n: by_seed(of(data, "KSM-soft", n), of(data, rival, n), "score") for n in names})
-        if some:
-            found[rival] = some.get("all") or next(iter(some.values()))
-    return found
+    return tables.overall({rival: {n: by_seed(of(data, "KSM-soft", n), of(data, rival, n)) for n in names}
+                           for rival in METHODS if rival != "KSM-soft"})
 
 
 def ablations(data: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +75,7 @@ def ablations(data: pd.DataFrame) -> pd.DataFrame:
     variants |= {"the paper's own updates": ("KSM-literal", {}), "no penalty on logits": ("KSM-unpenalised", {})}
     rows = []
     for label, (method, change) in variants.items():
-        estimates = pooled({name: by_seed(of(data, "KSM-soft", name), of(data, method, name, **change), "score")
+        estimates = pooled({name: by_seed(of(data, "KSM-soft", name), of(data, method, name, **change))
                             for name in task_names(data)})
         if estimates:
             rows.append({"soft KSM minus the same": label} | {name: said(e) for name, e in estimates.items()})
@@ -131,7 +124,7 @@ def augmented(data: pd.DataFrame) -> pd.DataFrame:
                 plain = of(data, method, name)
                 rows.append({"task": name, "method": method, "rows of the task": text(plain["score"]),
                              f"and {int(more['copies'].iloc[0])} changed copies": text(more["score"]),
-                             "difference": said(pooled({name: by_seed(more, plain, "score")})[name])})
+                             "difference": said(versus(more, plain))})
     return pd.DataFrame(rows).fillna(figures.DASH)
 
 
@@ -207,10 +200,7 @@ def movement(data: pd.DataFrame) -> pd.DataFrame:
 
 def differences(estimates: dict[str, dict]):
     """A row an estimate of `against`, with its interval."""
-    fig, (ax,) = figures.panels(height=0.8 + 0.35 * max(len(estimates), 2))
-    figures.forest(ax, estimates, estimates.values())
-    ax.set_xlabel("soft KSM minus the row, points")
-    return fig
+    return figures.differences(estimates, "soft KSM minus the row, points", 0.8 + 0.35 * max(len(estimates), 2))
 
 
 def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str):
@@ -226,17 +216,17 @@ def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str
         axes[0].get_legend().remove()
         fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     else:
-        axes[0].text(0.5, 0.5, "no runs yet", ha="center", va="center", transform=axes[0].transAxes)
+        figures.nothing(axes)
     return fig
 
 
 def lines_in_words(data: pd.DataFrame, x: str, y: str, hue: str) -> str:
     """The ends of every line of `lines`."""
-    said = []
+    ends = []
     for (name, group), some in data.groupby(["task", hue], sort=False):
         means = some.groupby(x)[y].mean() * figures.scale(y)
-        said.append(f"{name}, {group}: {means.iloc[0]:.2f} to {means.iloc[-1]:.2f}")
-    return f"{y} over {x}, from first to last. " + ("; ".join(said) or "No runs yet.")
+        ends.append(f"{name}, {group}: {means.iloc[0]:.2f} to {means.iloc[-1]:.2f}")
+    return tables.listed(f"{y} over {x}, from first to last.", ends)
 
 
 def metric(data: pd.DataFrame) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import pandas as pd
 
-from kdutils import claims, figures, tasks, verdicts
+from kdutils import figures, tables, tasks, verdicts
 from kdutils.experiments.peakd import THRESHOLD
 from kdutils.records import Record
 
@@ -18,23 +17,8 @@ LABELS = ("sure, right", "unsure, right", "sure, wrong", "unsure, wrong")
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
-    """`records.frame` with a column for each measure, as fractions: `score`, the verdict's, on test or else dev;
-    `held`, the same on held-out rows; `paper`, the paper's at the best dev epoch; `agreement`; `teacher` and
-    `majority`, what the teacher and a constant answer score."""
-    data = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *OPTIONAL])))
-    return data.join(pd.DataFrame([_measures(row) for row in data.to_dict("records")], index=data.index))
-
-
-def _measures(row: dict) -> dict[str, float]:
-    task = tasks.get(row["task"])
-    score, paper = task.verdict_metric, task.metrics[0]
-    columns = {
-        "score": (f"test_{score}", f"dev_{score}"), "held": (f"held_{score}",), "paper": (f"best_dev_{paper}",),
-        "agreement": ("test_agreement", "dev_agreement"),
-        "teacher": (f"extra_teacher_test_{score}", f"extra_teacher_dev_{score}"),
-        "majority": (f"extra_majority_test_{score}", f"extra_majority_dev_{score}"),
-    }  # fmt: skip
-    return {name: next((row[c] for c in found if pd.notna(row.get(c))), math.nan) for name, found in columns.items()}
+    """`tables.measured`; `paper` is the paper's metric at the best dev epoch."""
+    return tables.measured(frame, OPTIONAL, paper="best_dev_{paper}")
 
 
 def of(data: pd.DataFrame, method: str, task: str, **args) -> pd.DataFrame:
@@ -52,32 +36,19 @@ def table(data: pd.DataFrame, caption: str) -> None:
 
 def mark_empty(axes) -> None:
     """Say so on axes that show nothing."""
-    for ax in axes:
-        if not ax.collections and not any(len(line.get_xdata()) for line in ax.lines):
-            ax.text(0.5, 0.5, "no runs yet", ha="center", va="center", transform=ax.transAxes)
-            ax.set(xticks=[], yticks=[])
-
-
-def printed(table: str) -> pd.DataFrame:
-    """A table of the paper, as it is printed."""
-    found = claims.published().query("table == @table")
-    names = {"all average": "average", "all parameters-millions": "parameters, millions"}
-    column = (found["task"] + " " + found["metric"]).replace(names)
-    wide = found.assign(column=column).pivot_table(index="row", columns="column", values="value", sort=False)
-    return wide.reset_index().rename_axis(columns=None)
+    figures.nothing([ax for ax in axes if not ax.collections and not any(len(line.get_xdata()) for line in ax.lines)])
 
 
 def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", **args) -> pd.DataFrame:
     """One row a method that has runs: `measure` on each task as `mean ± half width (n)`, in points; for the score also
     the teacher and a constant answer."""
     rows = []
-    for name in dict.fromkeys(data["task"]):
+    for name in tables.task_names(data):
         task = tasks.get(name)
         metric = {"score": task.verdict_metric, "paper": task.metrics[0]}.get(measure, measure)
-        cells = {m: figures.plus_minus(*figures.interval(of(data, m, name, **args)[measure] * 100)) for m in methods}
+        cells = {method: tables.text(of(data, method, name, **args)[measure]) for method in methods}
         if measure == "score":
-            marks = data.loc[data["task"] == name, ["teacher", "majority"]].mean() * 100
-            cells |= {who: figures.DASH if math.isnan(value) else f"{value:.1f}" for who, value in marks.items()}
+            cells |= tables.marks(data[data["task"] == name])
         rows.append(pd.Series(cells, name=f"{name} {metric}"))
     made = pd.concat(rows, axis=1)
     has = (made != figures.DASH).loc[list(methods)]
@@ -87,15 +58,9 @@ def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", 
 
 def differences(data: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
     """A minus B in score, paired by seed, for each pair on each task that has runs of both; by label."""
-    found = {f"{a} − {b}, {name}": figures.versus(of(data, a, name), of(data, b, name), "score")
-             for a, b in pairs for name in dict.fromkeys(data["task"])}
+    found = {f"{a} − {b}, {name}": tables.versus(of(data, a, name), of(data, b, name))
+             for a, b in pairs for name in tables.task_names(data)}
     return {label: estimate for label, estimate in found.items() if estimate["n"]}
-
-
-def in_words(estimates: dict[str, dict]) -> str:
-    """What a plot of differences says to those who do not see it."""
-    said = [f"{label}: {e['effect']:+.1f} ({e['n']} seeds)" for label, e in estimates.items()]
-    return "Differences in score with 95 % intervals, in points. " + ("; ".join(said) or "No runs yet.")
 
 
 def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame:
@@ -147,8 +112,7 @@ def depths(data: pd.DataFrame) -> pd.DataFrame:
 def by_depth(data: pd.DataFrame) -> pd.DataFrame:
     """Score by task and number of independent layers, one column a method."""
     found = data[data["method"].isin(DEPTH) & data["init"].isna()].sort_values(["task", "extra_layers"])
-    table = figures.summary(found, ["task", "extra_layers", "method"], "score")
-    wide = table.pivot_table(index=["task", "extra_layers"], columns="method", values="text", aggfunc="first")
+    wide = found.pivot_table(index=["task", "extra_layers"], columns="method", values="score", aggfunc=tables.text)
     wide = wide.reindex(columns=[name for name in DEPTH if name in wide]).fillna(figures.DASH)
     return wide.reset_index().rename_axis(columns=None).rename(columns={"extra_layers": "independent layers"})
 
@@ -159,19 +123,3 @@ def curves(records: Iterable[Record], methods: Iterable[str]) -> pd.DataFrame:
             for r in records if r["spec"]["method"] in set(methods) and not set(USUAL) & set(r["spec"]["args"])
             for step, loss in r["curve"]]  # fmt: skip
     return pd.DataFrame(rows, columns=["task", "method", "step", "loss"])
-
-
-def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
-    """The claims of a chapter by id: sentence, the paper's effect, ours (in points, pooled over tasks), verdict."""
-    rows = {}
-    for claim in claims.load()["claims"]:
-        if claim["chapter"] != chapter:
-            continue
-        *_, found = verdicts.judge(data, claim, profile)
-        paper = claims.evaluate(claim["paper_effect"]) if claim.get("paper_effect") else math.nan
-        rows[claim["id"]] = {
-            "claim": claim["sentence"], "the paper": figures.DASH if math.isnan(paper) else f"{paper:+.1f}",
-            "ours": figures.plus_minus(found["effect"], (found["high"] - found["low"]) / 2, found["n"], sign=True),
-            "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
-        }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index")

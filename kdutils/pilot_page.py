@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from kdutils import claims, figures, profiles, stark_page, tasks, verdicts
+from kdutils import claims, figures, profiles, tables, tasks, verdicts
 from kdutils.records import Store
 
 MEASURES = ("score", "confidence", "entropy", "nll", "ece")
@@ -18,20 +18,10 @@ KIND = {"random_unstructured": "weights zeroed", "random_structured": "heads and
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
-    """`records.frame` with `score`, the verdict's metric, and confidence, entropy, nll and ece, all on test where a
-    task has one and else on dev (NaN for a regression); `paper` is the paper's metric on dev."""
-    added = [_measures(row) for row in frame.to_dict("records")]
-    return frame.reindex(columns=list(dict.fromkeys([*frame.columns, "amount", "layers", "size"]))).join(
-        pd.DataFrame(added, index=frame.index))
-
-
-def _measures(row: dict) -> dict[str, float]:
-    task = tasks.get(row["task"])
-    split = "test" if pd.notna(row.get(f"test_{task.verdict_metric}")) else "dev"
-    names = {"score": task.verdict_metric} | {name: name for name in MEASURES[1:]}
-    names |= {"agreement": "agreement"}  # of a student with the dense teacher
-    found = {name: row.get(f"{split}_{metric}", math.nan) for name, metric in names.items()}
-    return found | {"paper": row.get(f"dev_{task.metrics[0]}", math.nan)}
+    """`tables.measured` with confidence, entropy, nll and ece where the score is read (NaN for a regression), and
+    `paper`, the paper's metric on dev."""
+    calibration = {name: f"{{split}}_{name}" for name in MEASURES[1:]}
+    return tables.measured(frame, ("amount", "layers", "size"), paper="dev_{paper}", **calibration)
 
 
 def masks(data: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -48,10 +38,10 @@ def main_task(data: pd.DataFrame) -> str:
 
 
 def judged(data: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """The chapter's claims by id: sentence, seeds planned, tasks planned (`on`), ours, tasks that decide, verdict."""
-    planned = {claim["id"]: (claim["seeds"], ", ".join(claim["tasks"])) for claim in claims.load()["claims"]}
-    table = stark_page.judged(data, "01_pilot", profile)
-    return table.join(pd.DataFrame.from_dict(planned, orient="index", columns=["seeds", "on"]))
+    """`tables.judged` of the chapter, with seeds planned and tasks planned (`on`)."""
+    planned = {claim["id"]: {"seeds": claim["seeds"], "on": ", ".join(claim["tasks"])}
+               for claim in claims.load()["claims"]}
+    return tables.judged(data, "01_pilot", profile).join(pd.DataFrame.from_dict(planned, orient="index"))
 
 
 def constant(profile: str) -> dict[tuple[str, str], float]:
@@ -90,8 +80,7 @@ def sizes(data: pd.DataFrame, profile: str) -> pd.DataFrame:
             who = f"{int(first['layers'])} layers" + (f" ({first['size']})" if pd.notna(first["size"]) else "")
             rows.append({"task": task, "model": who, "millions": f"{first['extra_encoder'] / 1e6:.2f}"}
                         | _means(runs, ("score", "paper", "confidence")))
-        values = {kind: figures.DASH if math.isnan(floor[task, kind]) else f"{floor[task, kind]:.1f}"
-                  for kind in ("score", "paper")}
+        values = {kind: figures.number(floor[task, kind]) for kind in ("score", "paper")}
         rows.append({"task": task, "model": "constant answer"} | values)
     names = {"paper": "paper's metric, dev"}
     return pd.DataFrame(rows).fillna(figures.DASH).rename(columns=names)
@@ -110,18 +99,12 @@ def compared(data: pd.DataFrame) -> pd.DataFrame:
     """Each amount's loss against the dense teacher, in points, by kind and task: score and confidence."""
     rows = []
     for method, kind in KIND.items():
-        for (task, amount), part in masks(data, method).groupby(["task", "amount"], sort=False):
-            if amount:
-                dense = data[(data["method"] == "random_unstructured") & (data["amount"] == 0) & (data["task"] == task)]
-                found = {name: figures.versus(part, dense, name) for name in ("score", "confidence")}
-                rows.append({"task": task, "what": kind, "share": f"{100 * amount:g} %"}
-                            | {name: said(estimate) for name, estimate in found.items()})
+        runs = masks(data, method)
+        for (task, amount), part in runs[runs["amount"] > 0].groupby(["task", "amount"], sort=False):
+            dense = runs[(runs["task"] == task) & (runs["amount"] == 0)]
+            rows.append({"task": task, "what": kind, "share": f"{100 * amount:g} %"}
+                        | {name: tables.said(tables.versus(part, dense, name)) for name in ("score", "confidence")})
     return pd.DataFrame(rows, columns=["task", "what", "share", "score", "confidence"])
-
-
-def said(estimate: dict) -> str:
-    """A difference as text: effect, half width of its interval, n."""
-    return figures.plus_minus(estimate["effect"], (estimate["high"] - estimate["low"]) / 2, estimate["n"], sign=True)
 
 
 def taught(data: pd.DataFrame) -> dict[str, dict]:
@@ -130,7 +113,7 @@ def taught(data: pd.DataFrame) -> dict[str, dict]:
     for (task, amount), part in runs.groupby(["task", "amount"]):
         dense = runs[(runs["task"] == task) & (runs["amount"] == 0)]
         if amount and len(dense):
-            found[f"{task}, {100 * amount:g} % zeroed"] = figures.versus(part, dense, "score")
+            found[f"{task}, {100 * amount:g} % zeroed"] = tables.versus(part, dense)
     return found
 
 
@@ -146,8 +129,7 @@ def students(data: pd.DataFrame, profile: str) -> pd.DataFrame:
             taught, teacher = _means(runs, ("score", "agreement")), _means(own, ("score",))
             rows.append({"task": task, "zeroed": f"{100 * amount:g} %", "students": taught["score"],
                          "agreement": taught["agreement"], "n": taught["n"], "teacher": teacher["score"]})
-        text = figures.DASH if math.isnan(floor[task, "score"]) else f"{floor[task, 'score']:.1f}"
-        rows.append({"task": task, "zeroed": "constant answer", "students": text})
+        rows.append({"task": task, "zeroed": "constant answer", "students": figures.number(floor[task, "score"])})
     columns = ["task", "zeroed", "students", "agreement", "n", "teacher"]
     return pd.DataFrame(rows, columns=columns).fillna(figures.DASH)
 
@@ -180,17 +162,12 @@ def _pair(data: pd.DataFrame, x: str, label: str):
         if len(known):
             figures.curve(axis, known.assign(**{x: known[x].astype(float)}), x, name, "task")
         else:
-            _nothing(axis)
+            figures.nothing([axis])
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(xlabel=label, ylabel=f"{NAMES[name]}, points")
     if axes[1].get_legend():
         axes[1].get_legend().remove()
     return fig
-
-
-def _nothing(axis) -> None:
-    axis.text(0.5, 0.5, "no runs yet", transform=axis.transAxes, ha="center", va="center")
-    axis.set(xticks=[], yticks=[])
 
 
 def over_sizes(data: pd.DataFrame):
@@ -211,7 +188,7 @@ def in_words(data: pd.DataFrame, by: str, what: str) -> str:
         score = " to ".join(f"{100 * end['score'].mean():.1f}" for end in ends)
         sure = " to ".join(f"{100 * end['confidence'].mean():.1f}" for end in ends)
         said.append(f"{task}: score {score}" + ("" if "nan" in sure else f", confidence {sure}"))
-    return f"Score and confidence over {what}, smallest to largest. {'; '.join(said) or 'No runs yet'}."
+    return tables.listed(f"Score and confidence over {what}, smallest to largest.", said, "No runs yet") + "."
 
 
 def _bars(runs: pd.DataFrame) -> pd.DataFrame:
@@ -245,23 +222,22 @@ def reliability(data: pd.DataFrame, task: str):
         axis.scatter(100 * bars["confidence"], 100 * bars["accuracy"], s=400 * bars["share"], color=figures.COLOURS[0])
         axis.set_title(title.replace(" heads", "\nheads").replace(" weights", "\nweights"), fontsize=9)
         axis.set(xlim=(45, 102), ylim=(-3, 103), xlabel="confidence, %")
-    axes[0].set_ylabel("accuracy, %") if found else _nothing(axes[0])
+    axes[0].set_ylabel("accuracy, %") if found else figures.nothing(axes[:1])
     return fig
 
 
 def reliability_in_words(data: pd.DataFrame, task: str) -> str:
     parts = [f"{title}: mean confidence {100 * (b['share'] * b['confidence']).sum():.1f} against accuracy "
              f"{100 * (b['share'] * b['accuracy']).sum():.1f}" for title, b in diagrams(data, task).items()]
-    return f"Reliability diagrams of {task}, accuracy over confidence. {'; '.join(parts) or 'No runs yet'}."
+    return tables.listed(f"Reliability diagrams of {task}, accuracy over confidence.", parts, "No runs yet") + "."
 
 
 def differences(estimates: dict[str, dict]):
-    fig, (axis,) = figures.panels(height=0.4 * max(1, len(estimates)) + 0.9)
-    figures.forest(axis, estimates, estimates.values()) if estimates else _nothing(axis)
-    axis.set_xlabel("students of the sparse teacher minus students of the dense one, points")
-    return fig
+    label = "students of the sparse teacher minus students of the dense one, points"
+    return figures.differences(estimates, label, 0.4 * max(1, len(estimates)) + 0.9)
 
 
 def differences_in_words(estimates: dict[str, dict]) -> str:
-    parts = [f"{name} {said(found)}" for name, found in estimates.items()]
-    return f"Students of sparse teachers minus those of the dense one, points. {'; '.join(parts) or 'No runs yet'}."
+    parts = [f"{name} {tables.said(found)}" for name, found in estimates.items()]
+    lead = "Students of sparse teachers minus those of the dense one, points."
+    return tables.listed(lead, parts, "No runs yet") + "."

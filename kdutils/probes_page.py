@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdutils import claims, experiments, figures, tasks
+from kdutils import claims, figures, tables, tasks
 from kdutils.experiments import probes
-from kdutils.intervals import Estimate, paired, spread, t_estimate
-from kdutils.peakd_page import measured
-from kdutils.records import MissingRuns, command_for, ensure, frame, look_up
+from kdutils.intervals import Estimate, spread, t_estimate
+from kdutils.tables import said, task_names, text
 
 TYPES = ("FinK", "ResK", "FeaK", "RelK")
 RANDOM = ("Random-All", "Random-One")
@@ -27,44 +26,28 @@ PAPER_REPEATS = 200
 
 def runs(profile: str, task: str, repeats: int, train: bool) -> figures.Runs:
     """The chapter's runs with at most `repeats` of each random policy and of the null; see `figures.runs`."""
-    def specs():
+    def first(specs):
         counted = Counter()
-        for spec in experiments.plan(probes.CHAPTER, profile, None if task == "all" else task):
+        for spec in specs:
             counted[spec.task, spec.method] += 1
             if spec.method not in POLICIES or counted[spec.task, spec.method] <= repeats:
                 yield spec
 
-    found, missing = look_up(specs())
-    if missing and train:
-        ensure(missing, experiments.run, train=True)
-        ensure(specs(), experiments.run, train=True)  # what is replayed is known only now
-        found, missing = look_up(specs())
-    if not found:
-        raise figures.in_one_line(MissingRuns(missing, command_for(missing)))
-    return figures.Runs(found, missing, frame(found))
+    return figures.runs(probes.CHAPTER, profile, task, train, first)
 
 
-def with_measures(data: pd.DataFrame) -> pd.DataFrame:
-    """`measured`, with the columns that only some kinds of runs have."""
-    columns = ("knowledge", "weights", "draw", "was")
-    return measured(data.reindex(columns=list(dict.fromkeys([*data.columns, *columns]))))
+def measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """`tables.measured`; `paper` is the paper's metric at the best dev epoch."""
+    return tables.measured(frame, ("knowledge", "weights", "draw", "was"), paper="best_dev_{paper}")
 
 
-def task_names(data: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(data["task"]))
+def scores(data: pd.DataFrame, method: str, task: str, column: str = "score") -> pd.Series:
+    """`column` of the runs of a method on a task that have it, in points."""
+    return _of(data, method, task)[column].dropna() * 100
 
 
-def show(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
-    """`figures.table`, or a line where there are no runs to show."""
-    if len(data):
-        figures.table(data, caption, digits)
-    else:
-        print(f"No runs yet for: {caption}")
-
-
-def text(values: pd.Series) -> str:
-    """Mean of fractions in points, half its 95 % interval, n."""
-    return figures.plus_minus(*figures.interval(values * 100))
+def _of(data: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
+    return data[(data["task"] == task) & (data["method"] == method)]
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -107,9 +90,8 @@ def fixed(data: pd.DataFrame, method: str = "fixed", column: str = "score") -> p
 
 def marks(data: pd.DataFrame) -> str:
     """What the teacher and a constant answer score, in one sentence."""
-    said = [f"{name}: teacher {part['teacher'].mean() * 100:.1f}, constant answer {part['majority'].mean() * 100:.1f}"
-            for name, part in data.groupby("task", sort=False)]
-    return "; ".join(said)
+    found = {name: tables.marks(part) for name, part in data.groupby("task", sort=False)}
+    return "; ".join(f"{name}: teacher {of['teacher']}, constant answer {of['majority']}" for name, of in found.items())
 
 
 def heads(data: pd.DataFrame) -> pd.DataFrame:
@@ -120,10 +102,10 @@ def heads(data: pd.DataFrame) -> pd.DataFrame:
             part = data[(data["task"] == name) & (data["knowledge"] == names)]
             if part.empty:
                 continue
-            score = {label: text(part.loc[part["method"] == method, "score"])
+            found = {label: text(part.loc[part["method"] == method, "score"])
                      for label, method in (("fresh head", "fixed"), ("teacher's head", "teacher-head"))}
-            rows.append({"task": name, "knowledge": names} | score
-                        | {"constant answer": f"{part['majority'].mean() * 100:.1f}"})
+            rows.append({"task": name, "knowledge": names} | found
+                        | {"constant answer": tables.marks(part)["majority"]})
     return pd.DataFrame(rows)
 
 
@@ -133,7 +115,7 @@ def luck(data: pd.DataFrame, column: str = "best_dev_accuracy") -> pd.DataFrame:
     rows = []
     for name in task_names(data):
         for method in POLICIES:
-            values = _of(data, method, name)[column].dropna() * 100
+            values = scores(data, method, name, column)
             if len(values):
                 size, middle = DEV_ROWS.get(name), values.median()
                 low, high = best_of(len(values), size, middle / 100) if size else (math.nan, math.nan)
@@ -142,10 +124,6 @@ def luck(data: pd.DataFrame, column: str = "best_dev_accuracy") -> pd.DataFrame:
                              "sd": values.std() if len(values) > 1 else math.nan,
                              "range of equals": (high - low) * 100})
     return pd.DataFrame(rows)
-
-
-def _of(data: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
-    return data[(data["task"] == task) & (data["method"] == method)]
 
 
 def best_of(runs: int, rows: int, accuracy: float) -> tuple[float, float]:
@@ -172,14 +150,12 @@ def spreads(data: pd.DataFrame) -> pd.DataFrame:
     """Mean distance of runs from their median: each random policy against the null, in points of the score."""
     rows = []
     for name in task_names(data):
-        null = _of(data, "fixed-seed", name)["score"].dropna() * 100
+        null = scores(data, "fixed-seed", name)
         for method in RANDOM:
-            values = _of(data, method, name)["score"].dropna() * 100
-            found = spread(values, null)
-            half = found["high"] - found["effect"]
+            values = scores(data, method, name)
             rows.append({"task": name, "policy": method, "n": f"{len(values)} and {len(null)}",
                          "sd": values.std(), "sd, seeds alone": null.std(),
-                         "further from the median": figures.plus_minus(found["effect"], half, found["n"], sign=True)})
+                         "further from the median": said(spread(values, null))})
     return pd.DataFrame([row for row in rows if row["n"] != "0 and 0"])
 
 
@@ -205,9 +181,8 @@ def replayed(data: pd.DataFrame) -> pd.DataFrame:
 
 def stays_lucky(data: pd.DataFrame, task: str) -> Estimate:
     """Best sequences less middle ones, replayed: points of the score, paired by fresh seed."""
-    again = _of(data, "replay", task)
-    by = {was: again[again["was"] == was].groupby("seed")["score"].mean() for was in ("best", "middle")}
-    return paired(((by["best"] - by["middle"]) * 100).dropna())
+    means = _of(data, "replay", task).groupby(["was", "seed"], as_index=False)["score"].mean()
+    return tables.versus(*(means[means["was"] == was] for was in ("best", "middle")))
 
 
 # ----------------------------------------------------------------------------------------------------------------- when
@@ -229,32 +204,34 @@ def regression(data: pd.DataFrame, task: str, by: str = "third") -> dict[str, Es
     if by == "all":
         x = x.T.groupby(level=0, sort=False).mean().T
         x.columns = [(kind, "") for kind in x.columns]
-    design = np.column_stack([np.ones(len(x)), x.to_numpy() - x.to_numpy().mean(0)])
+    design, slopes, variance = _least_squares(x, some["score"] * 100)
     df = len(x) - design.shape[1]
     if df < 3 or np.linalg.matrix_rank(design) < design.shape[1]:
         return {}
-    slopes, residual, *_ = np.linalg.lstsq(design, some["score"].to_numpy() * 100, rcond=None)
-    errors = np.sqrt(np.diag(np.linalg.inv(design.T @ design)) * residual.sum() / df)
+    errors = np.sqrt(np.diag(np.linalg.inv(design.T @ design)) * variance)
     return {f"{kind} {third}".strip(): t_estimate(b / 10, se / 10, df, len(x))
             for (kind, third), b, se in zip(x.columns, slopes[1:], errors[1:], strict=True)}
+
+
+def _least_squares(x: pd.DataFrame, y: pd.Series) -> tuple[np.ndarray, np.ndarray, float]:
+    """The design (a constant and the centred columns), its coefficients, and the residuals' variance (NaN where there
+    are no more rows than coefficients)."""
+    design = np.column_stack([np.ones(len(x)), x - x.mean()])
+    found = np.linalg.lstsq(design, y.to_numpy(), rcond=None)[0]
+    df = len(x) - design.shape[1]
+    return design, found, ((y - design @ found) ** 2).sum() / df if df > 0 else math.nan
 
 
 def explained(data: pd.DataFrame, task: str) -> float:
     """Share of the variance of Random-All's scores that the twelve shares explain, adjusted for their number."""
     some = _of(data, "Random-All", task).dropna(subset="score")
-    if len(some) < 16:
-        return math.nan
-    x, y = shares(some).to_numpy(), some["score"].to_numpy()
-    design = np.column_stack([np.ones(len(x)), x])
-    left = ((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2).sum()
-    return 1 - left / (len(y) - design.shape[1]) / y.var(ddof=1)
+    return math.nan if len(some) < 16 else 1 - _least_squares(shares(some), some["score"])[2] / some["score"].var()
 
 
 def whole(data: pd.DataFrame) -> pd.DataFrame:
     """The slopes over all of training, and what the twelve shares explain."""
     rows = [{"task": name, "type": kind,
-             "one step in ten more": figures.plus_minus(e["effect"], e["high"] - e["effect"], e["n"], 2, sign=True),
-             "variance explained": f"{explained(data, name):.0%}"}
+             "one step in ten more": said(e, 2), "variance explained": f"{explained(data, name):.0%}"}
             for name in task_names(data) for kind, e in regression(data, name, by="all").items()]
     return pd.DataFrame(rows, columns=["task", "type", "one step in ten more", "variance explained"])
 
@@ -264,44 +241,37 @@ def whole(data: pd.DataFrame) -> pd.DataFrame:
 
 def distributions(data: pd.DataFrame):
     """A panel a task: every run of each policy, with the mean and its interval."""
-    names = [name for name in task_names(data) if len(data[(data["task"] == name) & data["method"].isin(POLICIES)])]
-    fig, axes = figures.panels(1, max(len(names), 1), height=1.9)
-    for ax, name in zip(axes, names, strict=False):
-        some = data[(data["task"] == name) & data["method"].isin(POLICIES)].replace({"method": NAMES})
-        order = [NAMES.get(m, m) for m in POLICIES if NAMES.get(m, m) in set(some["method"])]
-        figures.dots(ax, some, "score", "method", order)
+    some = data[data["method"].isin(POLICIES)].replace({"method": NAMES})
+    if some.empty:
+        return figures.placeholder()
+    fig, axes = figures.panels(1, some["task"].nunique(), height=1.9)
+    for ax, (name, part) in zip(axes, some.groupby("task", sort=False), strict=True):
+        order = [NAMES.get(m, m) for m in POLICIES if NAMES.get(m, m) in set(part["method"])]
+        figures.dots(ax, part, "score", "method", order)
         ax.set(xlabel=f"{name}: {tasks.get(name).verdict_metric}, points")
-    return fig if names else _nothing(fig, "no runs yet")
-
-
-def _nothing(fig, why: str):
-    for ax in fig.axes:
-        ax.set_axis_off()
-        ax.text(0.5, 0.5, why, ha="center", va="center", transform=ax.transAxes)
     return fig
 
 
 def distributions_in_words(data: pd.DataFrame) -> str:
-    said = []
-    for name in task_names(data):
-        for method in POLICIES:
-            values = _of(data, method, name)["score"].dropna() * 100
-            if len(values):
-                said.append(f"{name}, {NAMES.get(method, method)}: {values.min():.1f} to {values.max():.1f}, "
-                            f"mean {values.mean():.1f}")
-    return "Scores of every run by policy. " + ("; ".join(said) or "No runs yet.")
+    found = {f"{name}, {NAMES.get(method, method)}": scores(data, method, name)
+             for name in task_names(data) for method in POLICIES}
+    return tables.listed("Scores of every run by policy.",
+                         [f"{label}: {values.min():.1f} to {values.max():.1f}, mean {values.mean():.1f}"
+                          for label, values in found.items() if len(values)])
 
 
 def slopes(found: dict[str, dict[str, Estimate]]):
     """A panel a task: the regression's slopes with their intervals."""
     there = {name: estimates for name, estimates in found.items() if estimates}
-    fig, axes = figures.panels(max(len(there), 1), height=3.6)
-    for ax, (name, estimates) in zip(axes, there.items(), strict=False):
-        figures.forest(ax, estimates, estimates.values())
+    if not there:
+        return figures.placeholder("too few runs")
+    fig, axes = figures.panels(len(there), height=3.6)
+    for ax, (name, estimates) in zip(axes, there.items(), strict=True):
+        figures.forest(ax, estimates)
         ax.set(title=name, xlabel="points for one step in ten more")
-    return fig if there else _nothing(fig, "too few runs")
+    return fig
 
 
 def slopes_in_words(found: dict[str, dict[str, Estimate]]) -> str:
-    said = [f"{name}, {label}: {e['effect']:+.2f}" for name, some in found.items() for label, e in some.items()]
-    return "Points gained when a type is chosen at one step in ten more. " + ("; ".join(said) or "Too few runs.")
+    parts = [f"{name}, {label}: {e['effect']:+.2f}" for name, some in found.items() for label, e in some.items()]
+    return tables.listed("Points gained when a type is chosen at one step in ten more.", parts, "Too few runs.")

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from kdutils import claims, experiments, figures, intervals, records, stark_page, stark_plots, tasks
+from kdutils import claims, experiments, figures, intervals, records, stark_page, tables, tasks
+from kdutils.tables import by_seed, or_none, text
 
 STUDENTS = ("dropped", "pruned")
 READINGS = {"A": "A", "B": "B", "C": "C, heads", "C-neurons": "C, neurons", "D": "D"}
@@ -26,8 +27,12 @@ def with_the_grid(frame: pd.DataFrame, profile: str, task: str = "all") -> pd.Da
 
 def pairs(data: pd.DataFrame) -> list[tuple[str, str]]:
     """Tasks and students that have automatic runs."""
-    return [(task, student) for student in STUDENTS for task in stark_page.task_names(data)
+    return [(task, student) for student in STUDENTS for task in tables.task_names(data)
             if len(auto(data, task, student))]
+
+
+def _tasks(data: pd.DataFrame, student: str = "dropped") -> list[str]:
+    return [task for task, kind in pairs(data) if kind == student]
 
 
 def printed() -> pd.DataFrame:
@@ -44,14 +49,15 @@ def printed() -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------------------------- densities
 
 
-def densities(data: pd.DataFrame, kinds: dict[str, str], student: str = "dropped", peaks: bool = False):
-    """For each task the densities of heads' scores, a faint line a seed; with `peaks` the first peak of each."""
-    names = [task for task, kind in pairs(data) if kind == student]
+def densities(data: pd.DataFrame, kinds: dict[str, str], peaks: bool = False):
+    """For each task the densities of the layer-dropped students' heads' scores, a faint line a seed; with `peaks` the
+    first peak of each."""
+    names = _tasks(data)
     if not names:
-        return stark_plots.nothing(figures.panels(1))
+        return figures.placeholder()
     fig, axes = figures.panels(len(names), height=2.4)
     for ax, name in zip(axes, names, strict=True):
-        runs = auto(data, name, student)
+        runs = auto(data, name)
         for (kind, label), colour in zip(kinds.items(), figures.COLOURS, strict=False):
             for i, row in enumerate(runs.to_dict("records")):
                 x, y = row[f"extra_densities_{kind}_x"], row[f"extra_densities_{kind}_density"]
@@ -70,18 +76,15 @@ def centres(data: pd.DataFrame) -> pd.DataFrame:
     for task, student in pairs(data):
         runs = auto(data, task, student)
         p, q = runs["extra_densities_P_centre"], runs["extra_densities_Q_centre"]
-        found = intervals.paired(q - p)
-        half = found["high"] - found["effect"]
-        difference = figures.plus_minus(found["effect"], half, found["n"], 3, sign=True)
         rows.append({"student": student, "task": task, "expressiveness": f"{p.mean():.3f}",
-                     "friendliness": f"{q.mean():.3f}", "difference": difference})
-    return stark_page.or_none(pd.DataFrame(rows))
+                     "friendliness": f"{q.mean():.3f}", "difference": tables.said(intervals.paired(q - p), 3)})
+    return or_none(pd.DataFrame(rows))
 
 
 def densities_in_words(data: pd.DataFrame) -> str:
     rows = centres(data).to_dict("records") if pairs(data) else []
-    listed = [f"{r['student']} {r['task']}: {r['expressiveness']} and {r['friendliness']}" for r in rows]
-    return "Densest score of the heads, expressiveness and friendliness. " + ("; ".join(listed) or "No runs yet.")
+    return tables.listed("Densest score of the heads, expressiveness and friendliness.",
+                         [f"{r['student']} {r['task']}: {r['expressiveness']} and {r['friendliness']}" for r in rows])
 
 
 # ---------------------------------------------------------------------------------------- automatic and chosen sparsity
@@ -136,7 +139,7 @@ def scatter(data: pd.DataFrame):
     """The best sparsity over the automatic one: each seed faint, each task and student as a large marker."""
     found = points(data)
     if not found["chosen"].notna().any():
-        return stark_plots.nothing(figures.panels(1))
+        return figures.placeholder()
     fig, (ax,) = figures.panels(1, width=4.8, height=3.6)
     jitter = np.random.default_rng(0).uniform(-1.2, 1.2, len(found))
     found = found.assign(own=found["own"] + jitter)
@@ -155,8 +158,8 @@ def scatter(data: pd.DataFrame):
 
 def scatter_in_words(data: pd.DataFrame) -> str:
     means = points(data).groupby(["task", "student"], sort=False)[["automatic", "chosen"]].mean().dropna()
-    listed = "; ".join(f"{task} {student}: {a:.0f} and {c:.0f}" for (task, student), (a, c) in means.iterrows())
-    return "Automatic and chosen sparsity in percent. " + (listed or "No runs yet.")
+    return tables.listed("Automatic and chosen sparsity in percent.",
+                         [f"{task} {student}: {a:.0f} and {c:.0f}" for (task, student), (a, c) in means.iterrows()])
 
 
 def students(data: pd.DataFrame) -> pd.DataFrame:
@@ -166,31 +169,26 @@ def students(data: pd.DataFrame) -> pd.DataFrame:
         found = {"KD": stark_page.of(data, "KD", task, student), "STARK": stark_page.best(data, task, student),
                  "STARK-Auto": auto(data, task, student), "random, as many": auto(data, task, student, "random")}
         row = {"student": student, "task": f"{task} {tasks.get(task).verdict_metric}"}
-        row |= {name: figures.plus_minus(*figures.interval(runs["score"] * 100)) for name, runs in found.items()}
-        row["§ grid"] = f"{found['STARK']['sparsity'].iloc[0]:.0%}" if len(found["STARK"]) else figures.DASH
+        row |= {name: text(runs["score"]) for name, runs in found.items()}
+        row["§ grid"] = stark_page.share_of(found["STARK"])
         rows.append(row | {"§ automatic": f"{found['STARK-Auto']['extra_sparsity'].mean():.0%}"})
-    return stark_page.or_none(pd.DataFrame(rows))
+    return or_none(pd.DataFrame(rows))
 
 
 def differences(data: pd.DataFrame) -> dict[str, dict]:
     """The automatic students minus the others, paired by seed: pooled over tasks, by student and rival."""
-    made = {}
     rivals = {"KD": lambda *at: stark_page.of(data, "KD", *at), "STARK": lambda *at: stark_page.best(data, *at),
               "random": lambda *at: auto(data, *at, "random")}
-    for student in STUDENTS:
-        names = [task for task, kind in pairs(data) if kind == student]
-        for rival, runs in rivals.items():
-            found = stark_page.pooled({task: stark_page.by_seed(auto(data, task, student), runs(task, student), "score")
-                                       for task in names})
-            if found:
-                made[f"{student}: minus {rival}"] = found.get("all") or next(iter(found.values()))
-    return made
+    return tables.overall({
+        f"{student}: minus {rival}": {task: by_seed(auto(data, task, student), runs(task, student))
+                                      for task in _tasks(data, student)}
+        for student in STUDENTS for rival, runs in rivals.items()})  # fmt: skip
 
 
 def sensitivity(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
     """The automatic sparsity in percent, a mean over seeds, by reading and factor on the bandwidth; and the grid's."""
     rows = []
-    names = [task for task, kind in pairs(data) if kind == student]
+    names = _tasks(data, student)
     for reading, label in READINGS.items():
         for factor in ("0.5", "1", "2"):
             column = f"extra_sensitivity_{reading}_{factor}"

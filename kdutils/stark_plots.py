@@ -5,15 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from kdutils import figures, tasks
-from kdutils.stark_page import at_half, grid, share_of, task_names
-
-
-def nothing(fig_axes, text: str = "no runs yet"):
-    fig, axes = fig_axes
-    for ax in axes:
-        ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
-    return fig
+from kdutils import figures, tables, tasks
+from kdutils.stark_page import at_half, grid, share_of
+from kdutils.tables import task_names
 
 
 def curves(data: pd.DataFrame, student: str = "dropped"):
@@ -21,7 +15,7 @@ def curves(data: pd.DataFrame, student: str = "dropped"):
     teacher's score and mean confidence on one axis."""
     there = [name for name in task_names(data) if len(grid(data, name, student))]
     if not there:
-        return nothing(figures.panels(1))
+        return figures.placeholder()
     fig, axes = figures.panels(2, len(there), height=2.4)
     for i, name in enumerate(there):
         left, right = axes[2 * i : 2 * i + 2]
@@ -52,16 +46,21 @@ def curves_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
         if len(means):
             parts.append(f"{name}: {means.iloc[0]:.1f} with the dense teacher, at best {means.max():.1f} at "
                          f"{means.idxmax():.0%} and {means.iloc[-1]:.1f} at {means.index[-1]:.0%} removed")
-    return f"Score of the {student} student over the teacher's sparsity. " + ("; ".join(parts) or "No runs yet.")
+    return tables.listed(f"Score of the {student} student over the teacher's sparsity.", parts)
 
 
-def map_of_heads(data: pd.DataFrame, student: str = "dropped"):
+def _halved(data: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """By task the runs of layer-dropped students at half the teacher removed."""
+    there = {name: at_half(grid(data, name).query("sparsity > 0")) for name in task_names(data)}
+    return {name: runs for name, runs in there.items() if len(runs)}
+
+
+def map_of_heads(data: pd.DataFrame):
     """For each task the share of seeds in which a head stays (layers from the bottom up) beside the mean share of
     neurons that stay in each layer, at half the teacher removed."""
-    there = {name: at_half(grid(data, name, student).query("sparsity > 0")) for name in task_names(data)}
-    there = {name: runs for name, runs in there.items() if len(runs)}
+    there = _halved(data)
     if not there:
-        return nothing(figures.panels(1))
+        return figures.placeholder()
     fig, axes = figures.panels(len(there), 2, height=2.2, sharey="row")
     for i, (name, runs) in enumerate(there.items()):
         stay = np.mean([[[int(c) for c in row] for row in rows] for rows in runs["extra_kept_heads"]], axis=0)
@@ -80,36 +79,24 @@ def map_of_heads(data: pd.DataFrame, student: str = "dropped"):
     return fig
 
 
-def map_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+def map_in_words(data: pd.DataFrame) -> str:
     parts = []
-    for name in task_names(data):
-        runs = at_half(grid(data, name, student).query("sparsity > 0"))
-        if len(runs):
-            kept = np.mean([[row.count("1") for row in rows] for rows in runs["extra_kept_heads"]], axis=0)
-            parts.append(f"{name}: " + ", ".join(f"{k:.1f}" for k in kept))
-    return "Mean number of heads that stay in each layer, from the bottom. " + ("; ".join(parts) or "No runs yet.")
+    for name, runs in _halved(data).items():
+        kept = np.mean([[row.count("1") for row in rows] for rows in runs["extra_kept_heads"]], axis=0)
+        parts.append(f"{name}: " + ", ".join(f"{k:.1f}" for k in kept))
+    return tables.listed("Mean number of heads that stay in each layer, from the bottom.", parts)
 
 
 def differences(estimates: dict[str, dict], label: str = "minus KD, points"):
     """A forest plot of estimates by name."""
-    if not estimates:
-        return nothing(figures.panels(1))
-    fig, (ax,) = figures.panels(1, height=0.8 + 0.3 * len(estimates))
-    figures.forest(ax, estimates, estimates.values())
-    ax.set_xlabel(label)
-    return fig
-
-
-def in_words(estimates: dict[str, dict], what: str = "Differences from KD") -> str:
-    listed = [f"{name}: {e['effect']:+.1f} ({e['n']} seeds)" for name, e in estimates.items()]
-    return f"{what} with 95 % intervals, in points. " + ("; ".join(listed) or "No runs yet.")
+    return figures.differences(estimates, label, 0.8 + 0.3 * max(1, len(estimates)))
 
 
 def lines(runs: pd.DataFrame, x: str, xlabel: str):
     """Score over `x`, a panel a task."""
     names = task_names(runs)
     if not names:
-        return nothing(figures.panels(1))
+        return figures.placeholder()
     fig, axes = figures.panels(len(names), height=2.4)
     for ax, name in zip(axes, names, strict=True):
         part = runs[runs["task"] == name]
@@ -121,5 +108,5 @@ def lines(runs: pd.DataFrame, x: str, xlabel: str):
 
 def lines_in_words(runs: pd.DataFrame, x: str) -> str:
     means = (runs.groupby(["task", x])["score"].mean() * 100).round(1) if len(runs) else {}
-    listed = "; ".join(f"{task} {value:g}: {mean}" for (task, value), mean in means.items())
-    return f"Mean score by task and {x}. " + (listed or "No runs yet.")
+    return tables.listed(f"Mean score by task and {x}.",
+                         [f"{task} {value:g}: {mean}" for (task, value), mean in means.items()])

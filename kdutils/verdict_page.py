@@ -73,8 +73,8 @@ def show(table: pd.DataFrame, caption: str, digits: int = 1) -> None:
     if table.empty:
         print(f"{caption}: none yet.")
         return
-    text = table.map(lambda v: f"{v:.{digits}f}".replace("-", "−") if isinstance(v, float) else v)
-    shown = figures.Table(text.where(table.notna(), figures.DASH), caption)
+    text = table.map(lambda v: figures.number(v, digits) if v is None or isinstance(v, float) else v)
+    shown = figures.Table(text, caption)
     html = re.sub(r"<td>((0[1-9])_\w+)</td>", r'<td><a href="\1.html#the-result">\2</a></td>', shown._repr_html_())
     html = re.sub(r"(\[[−+\d.]+, [−+\d.]+\])", r'<span style="white-space: nowrap">\1</span>', html)
     display({"text/html": html, "text/plain": repr(shown)}, raw=True)

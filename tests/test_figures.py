@@ -8,7 +8,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from kdutils import experiments, figures, params
+from kdutils import experiments, figures, params, tables
 from kdutils.records import MissingRuns, Store
 
 matplotlib.use("agg")
@@ -45,22 +45,27 @@ def test_how_an_estimate_is_written(numbers, text):
     assert figures.plus_minus(1.24, 0.1, 5, digits=2, sign=True) == "+1.24 ± 0.10 (5)"
 
 
-def test_a_summary_is_in_points_but_for_nats():
-    found = figures.summary(DATA, "method", "dev_f1")
-    assert found["method"].tolist() == ["a", "b"] and found["n"].tolist() == [3, 1]
-    assert found["mean"].tolist() == pytest.approx([20, 70]) and found["half"][0] == pytest.approx(10 * HALF)
-    assert found["text"].tolist() == ["20.0 ± 24.8 (3)", "70.0 (1)"]
-    assert figures.summary(DATA, ["method"], "dev_nll")["text"].tolist() == ["2.000 ± 2.484 (3)", "–"]
-    assert figures.summary(DATA, "method", "absent")["text"].tolist() == ["–", "–"]
+def test_points_but_for_nats():
     assert figures.scale("test_entropy") == figures.scale("mse") == 1 and figures.scale("dev_ece") == 100
+    assert tables.text(DATA["dev_f1"][:3]) == "20.0 ± 24.8 (3)" and tables.text(DATA["dev_f1"][3:]) == "70.0 (1)"
+    assert [figures.number(v, 2) for v in (-1.5, None, math.nan)] == ["−1.50", "–", "–"]
 
 
 def test_a_difference_is_paired():
     better = DATA[DATA["method"] == "a"].assign(dev_f1=[0.2, 0.4, 0.6], seed=[2, 1, 0])
-    found = figures.versus(better, DATA[DATA["method"] == "a"], "dev_f1")  # by seed: 0.6-0.1, 0.4-0.2, 0.2-0.3
+    found = tables.versus(better, DATA[DATA["method"] == "a"], "dev_f1")  # by seed: 0.6-0.1, 0.4-0.2, 0.2-0.3
     assert found["effect"] == pytest.approx(20) and found["n"] == 3
     assert found["high"] - found["effect"] == pytest.approx(30 * HALF)
-    assert figures.versus(better, DATA[:0], "dev_f1")["n"] == 0
+    assert tables.said(found) == "+20.0 ± 74.5 (3)"
+    assert tables.versus(better, DATA[:0], "dev_f1")["n"] == 0
+
+
+def test_pooled_are_the_seeds_that_every_task_has():
+    by_task = {"a": pd.Series([1.0, 2.0, 3.0]), "b": pd.Series([3.0, 4.0], index=[0, 1]), "c": pd.Series(dtype=float)}
+    found = tables.pooled(by_task)
+    assert list(found) == ["a", "b", "all"] and found["all"]["effect"] == 2.5 and found["all"]["n"] == 2
+    both = tables.overall({"x": by_task, "y": {"a": by_task["a"]}, "z": {}})
+    assert {label: estimate["effect"] for label, estimate in both.items()} == {"x": 2.5, "y": 2.0}
 
 
 def test_a_table(shown):
@@ -107,7 +112,7 @@ def test_what_is_drawn_is_the_mean_with_its_interval():
     assert (band.min(), band.max()) == pytest.approx((20 - 10 * HALF, 20 + 10 * HALF))
     figures.dots(other, DATA, "dev_f1", "method")
     assert [t.get_text() for t in other.get_yticklabels()] == ["a (n = 3)", "b (n = 1)"]
-    figures.forest(third, ["a"], [{"effect": 1.0, "low": 0.5, "high": 2.0, "n": 4}])
+    figures.forest(third, {"a": {"effect": 1.0, "low": 0.5, "high": 2.0, "n": 4}})
     ends = third.collections[0].get_paths()[0].vertices[:, 0]
     assert sorted(ends) == pytest.approx([0.5, 2.0])
     matplotlib.pyplot.close(fig)
@@ -136,8 +141,6 @@ def test_runs_are_looked_up_listed_and_traced(tmp_path, monkeypatch, capsys, sho
         record(spec, Store())
     found = figures.runs("01_pilot", "smoke", "synthetic")
     assert len(found.records) == len(found.frame) == 3 and found.missing == specs[3:]
-    assert len(found.where(method="finetune")) == 1 and len(found.where(method=["finetune", "x"], seed=7)) == 0
-    assert len(found.where(nothing=1)) == 0
     figures.missing(found.missing)
     said = capsys.readouterr().out
     assert f"synthetic random_unstructured ({sum(s.method == 'random_unstructured' for s in specs[3:])})" in said

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from kdutils import claims, ksm_page, probes_page
-from kdutils.peakd_page import judged
+from kdutils.tables import judged
 
 TYPES = probes_page.TYPES
 
@@ -21,7 +21,7 @@ def run(method, seed, score, task="mrpc", **more):
 
 
 def measured(rows, page=probes_page):
-    return page.with_measures(pd.DataFrame(rows))
+    return page.measured(pd.DataFrame(rows))
 
 
 def draws(count, score, seed=0):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from kdutils import bert, data, figures, peakd, profiles
+from kdutils import bert, data, figures, peakd, profiles, tables
 from kdutils import peakd_page as page
 from kdutils.experiments import peakd as chapter
 from kdutils.records import Store, look_up
@@ -371,8 +371,8 @@ def test_tables_of_the_chapter_take_the_usual_runs_only(table):
 def test_differences_pair_by_seed(table):
     found = page.differences(table, [("Pea-KD", "PatientKD"), ("SPS-2", "SPS-1")])
     assert list(found) == ["Pea-KD − PatientKD, mrpc"]
-    assert math.isclose(found["Pea-KD − PatientKD, mrpc"]["effect"], 5.0) and "+5.0 (2 seeds)" in page.in_words(found)
-    assert page.in_words({}).endswith("No runs yet.")
+    assert math.isclose(found["Pea-KD − PatientKD, mrpc"]["effect"], 5.0) and "+5.0 (2 seeds)" in tables.in_words(found)
+    assert tables.in_words({}).endswith("No runs yet.")
 
 
 def test_label_shares_the_sweep_and_the_depths(table):
@@ -396,13 +396,13 @@ def test_what_is_not_there_is_said(table, capsys):
 
 
 def test_claims_and_curves(table):
-    told = page.judged(table, "04_peakd", "mini")
+    told = tables.judged(table, "04_peakd", "mini")
     assert told.loc["peakd-beats-patient", "verdict"] == "undecided", "fewer than five seeds"
     assert told.loc["sps-step-1", "verdict"] == "no runs yet"
     record = {"spec": {"task": "mrpc", "method": "SPS-2", "args": {}}, "curve": [[5, 1.0], [10, 0.5]]}
     deeper = {"spec": record["spec"] | {"args": {"layers": 1}}, "curve": [[5, 9.0]]}
     assert page.curves([record, deeper], ["SPS-2"])["loss"].tolist() == [1.0, 0.5]
-    printed = page.printed("peakd-4").set_index("row").loc["SPS-2"]
+    printed = tables.printed("peakd-4").set_index("row").loc["SPS-2"]
     assert (printed["mrpc f1"], printed["parameters, millions"], printed["average"]) == (86.8, 21.3, 83.0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pytest
 
-from kdutils import records, stark_auto_page, stark_page, stark_plots
+from kdutils import records, stark_auto_page, stark_page, stark_plots, tables
 from kdutils.experiments import stark, stark_auto
 
 EFFECT = {0.4: 0.02, 0.8: -0.05}  # of knowledgeable sparsity on held-out rows and on test; dev prefers 0.8
@@ -126,7 +126,7 @@ def test_the_automatic_page_compares_like_with_like(data):
 @pytest.mark.parametrize("what", ["data", "nothing"])
 def test_every_figure_can_be_drawn_with_and_without_runs(what, request):
     given = request.getfixturevalue(what)
-    words = [stark_plots.curves_in_words(given), stark_plots.map_in_words(given), stark_plots.in_words({}),
+    words = [stark_plots.curves_in_words(given), stark_plots.map_in_words(given), tables.in_words({}),
              stark_plots.lines_in_words(stark_page.tradeoff(given), "lambda"), stark_auto_page.scatter_in_words(given),
              stark_auto_page.densities_in_words(given)]
     assert all(len(text.split()) >= 5 and "nan" not in text for text in words)

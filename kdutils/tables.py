@@ -1,0 +1,152 @@
+"""What several chapters' tables share: measures of runs, pairing by seed, estimates as text, claims. Never torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from kdutils import claims, figures, tasks, verdicts
+from kdutils.intervals import Estimate, paired
+
+# Measure -> the column of `records.frame` that holds it (see `measured`).
+MEASURES = {"score": "{split}_{score}", "held": "held_{score}", "agreement": "{split}_agreement",
+            "teacher": "extra_teacher_{split}_{score}", "majority": "extra_majority_{split}_{score}"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def measured(frame: pd.DataFrame, arguments: Iterable[str] = (), **more: str) -> pd.DataFrame:
+    """`records.frame` with a column for each of `MEASURES` and of `more`, as fractions, and with the columns
+    `arguments`, which only some runs have.
+
+    `score` is the verdict's metric on test, or else on dev, `held` the same on held-out rows; `teacher` and `majority`
+    are what the run's teacher and a constant answer score. In a column's name {score} stands for that metric, {paper}
+    for the paper's own and {split} for where `score` is read.
+    """
+    def measures(row):
+        task = tasks.get(row["task"])
+        score, paper = task.verdict_metric, task.metrics[0]
+        split = "test" if pd.notna(row.get(f"test_{score}")) else "dev"
+        return {name: row.get(column.format(score=score, paper=paper, split=split), math.nan)
+                for name, column in (MEASURES | more).items()}
+
+    added = pd.DataFrame([measures(row) for row in frame.to_dict("records")], index=frame.index)
+    return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *arguments]))).join(added)
+
+
+def task_names(data: pd.DataFrame) -> list[str]:
+    """The tasks that have runs, in the order of the data."""
+    return list(dict.fromkeys(data["task"]))
+
+
+# ---------------------------------------------------------------------------------------------------------- differences
+
+
+def by_seed(a: pd.DataFrame, b: pd.DataFrame, measure: str = "score") -> pd.Series:
+    """A minus B in points, by seed."""
+    if not (len(a) and len(b)):
+        return pd.Series(dtype=float)
+    return ((a.set_index("seed")[measure] - b.set_index("seed")[measure]) * figures.scale(measure)).dropna()
+
+
+def versus(a: pd.DataFrame, b: pd.DataFrame, measure: str = "score") -> Estimate:
+    """The mean of A minus B in points, paired by seed."""
+    return paired(by_seed(a, b, measure))
+
+
+def pooled(differences: dict[str, pd.Series]) -> dict[str, Estimate]:
+    """The estimate of each task's differences by seed and, of two tasks or more, of each seed's mean over them."""
+    there = {name: values for name, values in differences.items() if len(values)}
+    made = {name: paired(values) for name, values in there.items()}
+    together = pd.concat(there.values(), axis=1).dropna().mean(axis=1) if len(there) > 1 else []
+    return made | ({"all": paired(together)} if len(together) else {})
+
+
+def overall(differences: dict[str, dict[str, pd.Series]]) -> dict[str, Estimate]:
+    """For each label with any runs the estimate over tasks, or the one task's, from its differences by task."""
+    made = {label: pooled(by_task) for label, by_task in differences.items()}
+    return {label: found.get("all") or next(iter(found.values())) for label, found in made.items() if found}
+
+
+# ----------------------------------------------------------------------------------------------------------------- text
+
+
+def text(values: pd.Series) -> str:
+    """Mean of fractions in points, half its 95 % interval, n."""
+    return figures.plus_minus(*figures.interval(values * 100))
+
+
+def said(estimate: Estimate, digits: int = 1) -> str:
+    """A difference: effect with its sign, half its interval, n."""
+    half = (estimate["high"] - estimate["low"]) / 2
+    return figures.plus_minus(estimate["effect"], half, estimate["n"], digits, sign=True)
+
+
+def marks(runs: pd.DataFrame) -> dict[str, str]:
+    """What the teacher and a constant answer score on a task, in points."""
+    return {who: figures.number(runs[who].mean() * 100) for who in ("teacher", "majority")}
+
+
+def listed(lead: str, parts: Iterable[str], none: str = "No runs yet.") -> str:
+    """What a figure says to those who do not see it."""
+    return f"{lead} {'; '.join(parts) or none}"
+
+
+def in_words(estimates: dict[str, Estimate], what: str = "Differences in score") -> str:
+    """The same of a plot of differences."""
+    return listed(f"{what} with 95 % intervals, in points.",
+                  [f"{name}: {e['effect']:+.1f} ({e['n']} seeds)" for name, e in estimates.items()])
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def show(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
+    """`figures.table`, or a line where there are no runs to show."""
+    if len(data):
+        figures.table(data, caption, digits)
+    else:
+        print(f"No runs yet for: {caption}")
+
+
+def or_none(table: pd.DataFrame) -> pd.DataFrame:
+    """The table; where it has no row, one that says so."""
+    return table if len(table) else pd.DataFrame({"runs": ["none yet"]})
+
+
+def printed(table: str, only: Iterable[str] = ()) -> pd.DataFrame:
+    """A table of a paper, as it is printed; of the tasks `only`, where it has any of them."""
+    whole = claims.published().query("table == @table")
+    some = whole[whole["task"].isin([*only, "all"])]
+    found = some if some["task"].nunique() > 1 else whole
+    names = {"all average": "average", "all parameters-millions": "parameters, millions"}
+    column = (found["task"] + " " + found["metric"]).replace(names)
+    wide = found.assign(column=column).pivot_table(index="row", columns="column", values="value", sort=False)
+    return wide.reset_index().rename_axis(columns=None)
+
+
+# --------------------------------------------------------------------------------------------------------------- claims
+
+
+def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
+    """The claims of a chapter by id: sentence, the paper's effect, ours (in points, pooled over tasks), verdict."""
+    rows = {}
+    for claim in claims.load()["claims"]:
+        if claim["chapter"] != chapter:
+            continue
+        *_, found = verdicts.judge(data, claim, profile)
+        paper = claims.evaluate(claim["paper_effect"]) if claim.get("paper_effect") else math.nan
+        rows[claim["id"]] = {
+            "claim": claim["sentence"], "the paper": figures.DASH if math.isnan(paper) else f"{paper:+.1f}",
+            "ours": said(found), "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def seen(data: pd.DataFrame, claim: str, profile: str) -> str:
+    """The smallest effect on a claim, in points, that its runs would have found in four cases of five."""
+    (about,) = (c for c in claims.load()["claims"] if c["id"] == claim)
+    return figures.number(verdicts.judge(data, about, profile)[-1]["smallest"])
