@@ -58,7 +58,7 @@ def magnitudes(data: pd.DataFrame) -> pd.DataFrame:
     the share that each would have of an unweighted sum at the start."""
     rows = []
     for name in task_names(data):
-        some = data[(data["task"] == name) & (data["knowledge"] == probes.ALL) & (data["method"] == "fixed")]
+        some = _of(data, "fixed", name).query("knowledge == @probes.ALL")
         if some.empty:
             continue
         sizes = {kind: np.mean(list(some[f"extra_sizes_{kind}"]), axis=0) for kind in TYPES}
@@ -109,20 +109,19 @@ def heads(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def luck(data: pd.DataFrame, column: str = "best_dev_accuracy") -> pd.DataFrame:
-    """Best and worst run of each policy, in percent of `column`, which is on dev, and their spread; last the range
-    expected of as many equals (`best_of`) with the median's accuracy."""
+def luck(data: pd.DataFrame) -> pd.DataFrame:
+    """Best and worst run of each policy by accuracy on dev at the best epoch, in percent, and their spread; last the
+    range expected of as many equals (`best_of`) with the median's accuracy."""
     rows = []
     for name in task_names(data):
         for method in POLICIES:
-            values = scores(data, method, name, column)
+            values = scores(data, method, name, "best_dev_accuracy")
             if len(values):
                 size, middle = DEV_ROWS.get(name), values.median()
                 low, high = best_of(len(values), size, middle / 100) if size else (math.nan, math.nan)
                 rows.append({"task": name, "policy": NAMES.get(method, method), "n": len(values), "best": values.max(),
                              "median": middle, "worst": values.min(), "range": values.max() - values.min(),
-                             "sd": values.std() if len(values) > 1 else math.nan,
-                             "range of equals": (high - low) * 100})
+                             "sd": values.std(), "range of equals": (high - low) * 100})
     return pd.DataFrame(rows)
 
 

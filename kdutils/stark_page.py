@@ -103,7 +103,7 @@ def share_of(runs: pd.DataFrame) -> str:
 
 
 def _known(table: pd.DataFrame) -> pd.DataFrame:
-    """Without the rows of methods, and the columns, that have no run."""
+    """Without the rows of methods that have no run."""
     ours = [c for c in table if c != "method" and not c.endswith("paper")]
     kept = table[(table[ours].fillna(figures.DASH) != figures.DASH).any(axis=1)]
     return or_none(kept.reset_index(drop=True))
