@@ -117,9 +117,9 @@ def plus_minus(mean: float, half: float, n: int, digits: int = 1, sign: bool = F
     return f"{shown} ({n})" if math.isnan(half) else f"{shown} ± {half:.{digits}f} ({n})"
 
 
-def number(value: float | None, digits: int = 1) -> str:
-    """A number with a true minus sign; a dash where there is none."""
-    return DASH if pd.isna(value) else f"{value:.{digits}f}".replace("-", "−")
+def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """A number with a true minus sign, and with its plus where `sign`; a dash where there is none."""
+    return DASH if pd.isna(value) else f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
 # -------------------------------------------------------------------------------------------------- tables and numbers

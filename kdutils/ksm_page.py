@@ -59,7 +59,7 @@ def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: boo
 
 def _marks(data: pd.DataFrame) -> pd.DataFrame:
     found = {f"{name} score": tables.marks(runs) for name, runs in data.groupby("task")}
-    return pd.DataFrame(found).rename_axis("method").rename({"majority": "constant answer"}).reset_index()
+    return pd.DataFrame(found).rename_axis("method").reset_index()
 
 
 def against(data: pd.DataFrame) -> dict[str, dict]:

@@ -26,14 +26,6 @@ def of(data: pd.DataFrame, method: str, task: str, **args) -> pd.DataFrame:
     return verdicts.select(data[data["task"] == task], {"method": method, "args": USUAL | args})
 
 
-def table(data: pd.DataFrame, caption: str) -> None:
-    """`figures.table`, or a line where there are no rows."""
-    if len(data):
-        figures.table(data, caption)
-    else:
-        print(f"{caption.rstrip('.')}: no runs yet.")
-
-
 def mark_empty(axes) -> None:
     """Say so on axes that show nothing."""
     figures.nothing([ax for ax in axes if not ax.collections and not any(len(line.get_xdata()) for line in ax.lines)])

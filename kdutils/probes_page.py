@@ -90,8 +90,8 @@ def fixed(data: pd.DataFrame, method: str = "fixed", column: str = "score") -> p
 
 def marks(data: pd.DataFrame) -> str:
     """What the teacher and a constant answer score, in one sentence."""
-    found = {name: tables.marks(part) for name, part in data.groupby("task", sort=False)}
-    return "; ".join(f"{name}: teacher {of['teacher']}, constant answer {of['majority']}" for name, of in found.items())
+    found = {name: tables.marks(part).items() for name, part in data.groupby("task", sort=False)}
+    return "; ".join(f"{name}: {', '.join(' '.join(pair) for pair in of)}" for name, of in found.items())
 
 
 def heads(data: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +105,7 @@ def heads(data: pd.DataFrame) -> pd.DataFrame:
             found = {label: text(part.loc[part["method"] == method, "score"])
                      for label, method in (("fresh head", "fixed"), ("teacher's head", "teacher-head"))}
             rows.append({"task": name, "knowledge": names} | found
-                        | {"constant answer": tables.marks(part)["majority"]})
+                        | {"constant answer": tables.marks(part)["constant answer"]})
     return pd.DataFrame(rows)
 
 

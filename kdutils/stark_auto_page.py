@@ -87,6 +87,11 @@ def densities_in_words(data: pd.DataFrame) -> str:
                          [f"{r['student']} {r['task']}: {r['expressiveness']} and {r['friendliness']}" for r in rows])
 
 
+def peaks_in_words(data: pd.DataFrame) -> str:
+    said = [f"{student} {task}: {auto(data, task, student)['extra_peak'].mean():.2f}" for task, student in pairs(data)]
+    return tables.listed("First density peak of the interpolated scores, mean over seeds.", said)
+
+
 # ---------------------------------------------------------------------------------------- automatic and chosen sparsity
 
 

@@ -94,7 +94,7 @@ def in_scores(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
         rows.append({"method": method} | scores | {"§": shares if method.startswith("STARK") else figures.DASH})
     marks = {column: tables.marks(of(data, "KD", name, student)) for name, column in names.items()}
     rows += [{"method": who} | {column: found[who] for column, found in marks.items()}
-             for who in ("teacher", "majority")]
+             for who in ("teacher", "constant answer")]
     return _known(pd.DataFrame(rows)).fillna(figures.DASH)
 
 

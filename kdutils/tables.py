@@ -87,7 +87,8 @@ def said(estimate: Estimate, digits: int = 1) -> str:
 
 def marks(runs: pd.DataFrame) -> dict[str, str]:
     """What the teacher and a constant answer score on a task, in points."""
-    return {who: figures.number(runs[who].mean() * 100) for who in ("teacher", "majority")}
+    found = {"teacher": runs["teacher"], "constant answer": runs["majority"]}
+    return {who: figures.number(scores.mean() * 100) for who, scores in found.items()}
 
 
 def listed(lead: str, parts: Iterable[str], none: str = "No runs yet.") -> str:
@@ -140,7 +141,7 @@ def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
         *_, found = verdicts.judge(data, claim, profile)
         paper = claims.evaluate(claim["paper_effect"]) if claim.get("paper_effect") else math.nan
         rows[claim["id"]] = {
-            "claim": claim["sentence"], "the paper": figures.DASH if math.isnan(paper) else f"{paper:+.1f}",
+            "claim": claim["sentence"], "the paper": figures.number(paper, sign=True),
             "ours": said(found), "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -71,7 +71,7 @@ def in_words(table: pd.DataFrame) -> str:
 def show(table: pd.DataFrame, caption: str, digits: int = 1) -> None:
     """`figures.table`, with chapters' names linked to their results; an empty table is a line that says so."""
     if table.empty:
-        print(f"{caption}: none yet.")
+        print(f"No runs yet for: {caption}")
         return
     text = table.map(lambda v: figures.number(v, digits) if v is None or isinstance(v, float) else v)
     shown = figures.Table(text, caption)

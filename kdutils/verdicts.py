@@ -231,8 +231,8 @@ def summary(profile: str = "mini") -> str:
     columns = ["claim", "paper", "ours", "n", "verdict", "Holm"]
     rows = shown(table[table["headline"]])[columns].to_numpy().tolist()
     lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
-    said = ", ".join(f"{n} {name}" for name, n in counts(table).items() if n)
-    lead = f"""Of {len(table)} claims at `{profile}`: {said}. The headline claims, in points (ours with its 95 %
+    said = ", ".join(f"{name} {n}" for name, n in counts(table).items() if n)
+    lead = f"""{len(table)} claims at `{profile}`: {said}. The headline claims, in points (ours with its 95 %
 interval, n of the seeds planned, and whether the verdict survives Holm's correction for testing all claims):"""
     return "\n".join([lead, "", *lines])
 
