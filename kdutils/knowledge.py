@@ -136,7 +136,7 @@ class Selective:
     def report(self) -> dict:
         """What a record keeps: `chosen`, each type's mean action in each third of training, and `sizes`, the undivided
         losses' means over the first steps and the last ones."""
-        early, late = (torch.stack(part).mean(0).tolist() for part in (self.sizes[:FIRST], self.sizes[-FIRST:]))
+        early, late = (torch.stack(list(part)).mean(0).tolist() for part in (self.sizes[:FIRST], self.sizes[-FIRST:]))
         sizes = {name: [a, b] for name, a, b in zip(TYPES, early, late, strict=True)}
         return {"chosen": thirds(self.actions), "sizes": sizes, "skipped": sum(not any(a) for a in self.actions)}
 

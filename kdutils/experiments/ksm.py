@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from kdutils import profiles, tasks
-from kdutils.experiments import common, probes
+from kdutils.experiments import common, packing, probes
 from kdutils.records import Spec, Store, run_once
 
 CHAPTER = "06_ksm"
@@ -23,6 +23,7 @@ ABLATIONS = ({"exploration": False}, {"reward": "accuracy"}, {"reward": "f1"}, {
 # Hard with another threshold; soft, by the paper's own updates; soft, without the penalty on the actor's logits.
 VARIANTS = ("KSM-threshold", "KSM-literal", "KSM-unpenalised")
 KSM = ("KSM-soft", "KSM-hard", *VARIANTS)
+RANDOM = ("Random-Soft", "Random-Hard")
 THRESHOLD, THRESHOLDS = 0.2, (0.1, 0.3)  # of hard actions: the usual one and the others of the paper
 DEPTHS = ("vanilla-KD", "finetune", "Random-Soft", "KSM-soft", "Random-Hard", "KSM-hard", "PKD")
 AUGMENTED = ("finetune-augmented", "vanilla-KD-augmented", "KSM-soft-augmented")
@@ -67,6 +68,18 @@ def plan(profile: str, task: str) -> list[Spec]:
 
 
 def run(spec: Spec) -> dict:
+    return packing.alone(stages(spec))
+
+
+def kind(spec: Spec) -> str | None:
+    """What runs that share a pack have in common: a baseline, or selections at random. None for runs that train alone,
+    among them those that wait for a selector."""
+    method = probes.base(spec)
+    return "selection" if method in RANDOM else method if method in ("finetune", "vanilla-KD", "PKD") else None
+
+
+def stages(spec: Spec) -> packing.Stages:
+    """A run, see `packing`."""
     from kdutils import knowledge
 
     method = probes.base(spec)
@@ -77,9 +90,9 @@ def run(spec: Spec) -> dict:
             method = "transfer"
     plain = {"finetune": _fine_tuning, "vanilla-KD": _vanilla_kd, "PKD": _pkd, "Dynamic-KD": dynamic_kd}
     if method in plain:
-        return _distil(spec, made, plain[method](made))
+        return (yield from _distil(spec, made, plain[method](made)))
     if method in KSM:
-        return _ksm(spec, made)
+        return (yield from _ksm(spec, made))
     policies = {
         "Random-Soft": lambda: knowledge.Draws(spec.seed, soft=True),
         "Random-Hard": lambda: knowledge.Draws(spec.seed),
@@ -88,23 +101,24 @@ def run(spec: Spec) -> dict:
     }
     if method not in policies:
         raise ValueError(f"method: got {spec.method!r}; allowed: {', '.join([*plain, *KSM, *policies, *AUGMENTED])}")
-    return _select(spec, made, policies[method]())
+    return (yield from _select(spec, made, policies[method]()))
 
 
-def _distil(spec: Spec, made: common.Bench, objective) -> dict:
+def _distil(spec: Spec, made: common.Bench, objective, together=None) -> packing.Stages:
     """Every run of the chapter drops an epoch's last rows where they fill no batch: a selector cannot read them."""
     from kdutils.experiments import stark_teachers
 
-    outcome = common.distil_student(made, probes.student(spec, made), objective, spec.seed, drop_last=True)
+    learner = probes.student(spec, made)
+    outcome = yield packing.Distillation(made, learner, objective, spec.seed, {"drop_last": True}, together)
     return outcome | {"extra": outcome["extra"] | stark_teachers.about(made)}
 
 
-def _select(spec: Spec, made: common.Bench, policy) -> dict:
+def _select(spec: Spec, made: common.Bench, policy) -> packing.Stages:
     """Distil with `policy`; what it chose goes into the record."""
     import torch
 
     selective = probes.objective(spec, made, policy)
-    outcome = _distil(spec, made, selective)
+    outcome = yield from _distil(spec, made, selective, packing.selections)
     bins = [part.mean(0).tolist() for part in torch.tensor(selective.actions).tensor_split(BINS)]
     return outcome | {"extra": outcome["extra"] | selective.report() | {
         "mean_action": torch.tensor(selective.actions).mean(0).tolist(),
@@ -135,7 +149,7 @@ def _augmented(spec: Spec, made: common.Bench) -> common.Bench:
     return replace(made, data=replace(made.data, train=rows), signals=made.signals | {"train": asked})
 
 
-def _ksm(spec: Spec, made: common.Bench) -> dict:
+def _ksm(spec: Spec, made: common.Bench) -> packing.Stages:
     """Stage one, the selector written to disk, and stage two with the selector read from there."""
     from kdutils import agents
 
@@ -145,7 +159,7 @@ def _ksm(spec: Spec, made: common.Bench) -> dict:
     path = Store().model_path(spec)
     agents.save(agent.selector, path)
     between = time.perf_counter()
-    outcome = _select(spec, made, _trained(spec, made.device))
+    outcome = yield from _select(spec, made, _trained(spec, made.device))
     outcome["extra"] |= {"episodes_run": len(episodes), "episodes": episodes, "ksm_seconds": between - started,
                          "distil_seconds": outcome["extra"]["train_seconds"]}
     return outcome

@@ -13,8 +13,9 @@ from dataclasses import replace
 from itertools import product
 
 from kdutils import profiles, tasks
-from kdutils.experiments import common
+from kdutils.experiments import common, packing
 from kdutils.records import UNPUBLISHED, Record, Spec, Store, run_once
+from kdutils.spec import to_json
 
 CHAPTER = "04_peakd"
 SPS = ("PatientKD", "SPS-1", "SPS-2")
@@ -110,7 +111,17 @@ def _grid(profile: str, task: str) -> Iterator[Spec]:
 
 
 def run(spec: Spec) -> dict:
-    """Build the student, pre-train it where the method does, distil it, and say what it cost."""
+    return packing.alone(stages(spec))
+
+
+def kind(spec: Spec) -> str | None:
+    """What runs that share a pack have in common: a method without pre-training, and its arguments. None for runs that
+    train alone."""
+    return f"{spec.method} {to_json(spec.args)}" if spec.method in SPS else None
+
+
+def stages(spec: Spec) -> packing.Stages:
+    """A run, see `packing`: build the student, pre-train it where the method does, distil it, and say what it cost."""
     from kdutils import bert, peakd
 
     if spec.method == "fold-teacher":
@@ -126,7 +137,7 @@ def run(spec: Spec) -> dict:
     extra |= _marks(made) | _pretrained(spec, made, student)
     terms = _weights(spec)
     objective = peakd.objective(made.signals["train"], peakd.pairs(effective, made.settings.depth), **terms)
-    result = common.distil_student(made, student, objective, spec.seed)
+    result = yield packing.Distillation(made, student, objective, spec.seed)
     result["extra"] |= extra | terms | {"step_seconds": result["extra"]["train_seconds"] / result["extra"]["steps"]}
     return result
 

@@ -6,7 +6,7 @@ import math
 from statistics import mean, variance
 
 from kdutils import profiles, tasks
-from kdutils.experiments import common
+from kdutils.experiments import common, packing
 from kdutils.records import Spec, Store, look_up
 
 CHAPTER = "05_knowledge_probes"
@@ -124,6 +124,17 @@ def replays(profile: str, task: str) -> list[Spec]:
 
 
 def run(spec: Spec) -> dict:
+    return packing.alone(stages(spec))
+
+
+def kind(spec: Spec) -> str:
+    """What runs of one task, settings and chapter that share a pack have in common: here all are selections that are
+    known beforehand."""
+    return "selection"
+
+
+def stages(spec: Spec) -> packing.Stages:
+    """A run, see `packing`."""
     from kdutils import knowledge
     from kdutils.experiments import stark_teachers
 
@@ -146,7 +157,7 @@ def run(spec: Spec) -> dict:
         learner.bert.pooler.load_state_dict(made.teacher.bert.pooler.state_dict())
         learner.classifier.load_state_dict(made.teacher.classifier.state_dict())
     selective = objective(spec, made, policies[method]())
-    outcome = common.distil_student(made, learner, selective, spec.seed)
+    outcome = yield packing.Distillation(made, learner, selective, spec.seed, together=packing.selections)
     outcome["extra"] |= stark_teachers.about(made) | selective.report()
     return outcome
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kdutils import profiles, tasks
-from kdutils.experiments import common
+from kdutils.experiments import common, packing
 from kdutils.experiments import stark_teachers as teachers
 from kdutils.experiments.stark_teachers import CHAPTER, LAMBDAS
 from kdutils.records import Spec, Store, look_up
@@ -142,7 +142,20 @@ def chosen(profile: str, task: str, student: str = "dropped", scores: str = "kno
 
 
 def run(spec: Spec) -> dict:
-    """Sparsify the teacher where the method does, distil the student, and say what each stage took."""
+    return packing.alone(stages(spec))
+
+
+def kind(spec: Spec) -> str | None:
+    """What runs that share a pack have in common: fine-tuning, KD, or KD from sparse teachers, and the student. None
+    for runs that train alone."""
+    method = "STARK" if spec.method.startswith("STARK") else spec.method
+    packed = method in ("FT", "KD") or (method == "STARK" and spec.args["base"] == "KD")
+    return f"{method} {spec.args['student']}" if packed else None
+
+
+def stages(spec: Spec) -> packing.Stages:
+    """A run, see `packing`: sparsify the teacher where the method does, distil the student, and say what each stage
+    took."""
     from kdutils.experiments import stark_baselines as baselines
 
     if spec.method not in METHODS:
@@ -159,7 +172,9 @@ def run(spec: Spec) -> dict:
         result = baselines.STAGED[base](spec, made, student)
     else:
         extra |= {"memory": memory(made, student)}
-        result = common.distil_student(made, student, baselines.objective(base, made, student), spec.seed)
+        asked = baselines.objective(base, made, student)
+        together = baselines.kd_together if base == "KD" else None
+        result = yield packing.Distillation(made, student, asked, spec.seed, together=together)
     if spec.method in BASES:
         teachers.leave_logits(spec, made, student)
     result["extra"] = extra | result["extra"]

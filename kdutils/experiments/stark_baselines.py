@@ -29,6 +29,18 @@ def objective(method: str, made, student):
     return baselines.ckd(asked, [*peakd.pairs(layers, depth), (layers, depth)], made.task.name)
 
 
+def kd_together(every):
+    """KD for a pack (see `packing`): each student from its own teacher, which may be a sparse one."""
+    import torch
+
+    from kdutils import distil, losses
+
+    told = torch.stack([one.made.signals["train"].logits for one in every])
+    tau = every[0].made.settings.tau
+    return distil.Plain(lambda batch, logits, _: losses.stark(
+        logits, told[batch["replica"], batch["index"]], batch["labels"], tau))
+
+
 def takd(spec: Spec, made, student) -> dict:
     """TAKD (Mirzadeh et al., 2020): KD into an assistant half-way in size, then from it into the student that it holds.
 
