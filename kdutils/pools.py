@@ -5,6 +5,8 @@ Both pools are generators of events (spec, status, text) and leave every outcome
     done     the run's record is in the store
     failed   it raised, or its worker was killed too often; text is the traceback or the reason
     retried  its worker was killed and it will be tried again; text is the reason
+
+Work is handed out in packs, lists of specs that are trained at once; a list of one is a run by itself.
 """
 
 from __future__ import annotations
@@ -17,17 +19,29 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import connection
 
 from kdutils.records import Busy, Spec, Store, run_once
 
 Run = Callable[[Spec], dict]
 Event = tuple[Spec, str, str]
+Tell = Callable[[Event], None]
 
 POLL = 2.0  # seconds before a run that another process holds is asked for again
 GRACE = 10.0  # seconds that an idle worker gets to end
+MOST = 256  # runs of a pack that is as large as fits: each holds a file, its lease, open
 USABLE = 0.9  # share of a GPU's memory given out; the processes' CUDA contexts take the rest
 _spawn = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """How packs are run: `run` as `experiments.run_pack`; `room` as `experiments.room`, or None where every pack that
+    is handed out is trained whole."""
+
+    run: Callable
+    room: Callable[[Spec], int] | None = None
 
 
 def _cap_memory(per_gpu: int) -> None:
@@ -39,23 +53,70 @@ def _cap_memory(per_gpu: int) -> None:
             torch.cuda.set_per_process_memory_fraction(USABLE / per_gpu)
 
 
-def _attempt(spec: Spec, run: Run, store: Store) -> tuple[str, str]:
+def _attempt(specs: list[Spec], run: Run, packed: Packed, store: Store, tell: Tell) -> None:
+    """Run `specs`, as many at once as there is room for, and tell one event of each. What raises for a whole part fails
+    that part; the rest, told as busy, waits for a fresh process."""
+    left, part = dict.fromkeys(specs), specs[:1]
+
+    def told(spec: Spec, status: str, text: str = "") -> None:
+        del left[spec]
+        tell((spec, status, text))
+
     try:
-        run_once(spec, run, store)
-    except Busy as error:
-        return "busy", str(error)
+        fits = min(packed.room(specs[0]), MOST) if len(specs) > 1 and packed.room else len(specs)
+        size = -(-len(specs) // -(-len(specs) // fits))  # parts of equal size
+        for start in range(0, len(specs), size):
+            part = specs[start : start + size]
+            _attempt_part(part, run, packed, store, told)
+    except Exception:
+        text = traceback.format_exc()
+        for spec in list(left):
+            told(spec, *(("failed", text) if spec in part else ("busy", "")))
+
+
+def _attempt_part(specs: list[Spec], run: Run, packed: Packed, store: Store, told: Callable) -> None:
+    """Run at once, under their leases, those of `specs` that are neither in the store nor leased elsewhere."""
+    with contextlib.ExitStack() as leases:
+        mine = []
+        for spec in specs:
+            try:
+                leases.enter_context(store.lease(spec))
+            except Busy as error:
+                told(spec, "busy", str(error))
+                continue
+            told(spec, "done") if store.get(spec) else mine.append(spec)
+        started = time.perf_counter()
+
+        def finished(made: dict[Spec, dict | Exception]) -> None:
+            nonlocal started
+            share, started = (time.perf_counter() - started) / len(made), time.perf_counter()
+            # all are stored before any is told: the other end may be gone
+            for event in [(spec, *_keep(spec, outcome, share, store)) for spec, outcome in made.items()]:
+                told(*event)
+
+        if len(mine) == 1:
+            finished({mine[0]: run(mine[0])})
+        elif mine:
+            packed.run(mine, finished)
+
+
+def _keep(spec: Spec, outcome: dict | Exception, seconds: float, store: Store) -> tuple[str, str]:
+    try:
+        if isinstance(outcome, Exception):
+            raise outcome
+        store.put(spec, outcome, seconds)
     except Exception:
         return "failed", traceback.format_exc()
     return "done", ""
 
 
-def _serve(pipe: connection.Connection, run: Run, store: Store, per_gpu: int) -> None:
-    """A worker process: answers specs with (status, text) until the other end is gone."""
+def _serve(pipe: connection.Connection, run: Run, packed: Packed | None, store: Store, per_gpu: int) -> None:
+    """A worker process: answers packs with an event of each spec until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, but ending is the sweep's to decide
     _cap_memory(per_gpu)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            pipe.send(_attempt(pipe.recv(), run, store))
+            _attempt(pipe.recv(), run, packed, store, pipe.send)
 
 
 @contextlib.contextmanager
@@ -70,39 +131,49 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 class _Slot:
-    """Room for one worker process, which is kept between runs and replaced when it has died or its run has failed."""
+    """Room for one worker process, which is kept between packs and replaced when it has died or a run has failed.
+
+    `left` are the specs of its pack that it has not answered for, `busy` those that another process holds."""
 
     def __init__(self, environment: dict[str, str], *arguments):
         self.environment, self.arguments = environment, arguments
-        self.process = self.pipe = self.spec = None
+        self.process = self.pipe = None
+        self.left: list[Spec] = []
+        self.busy: list[Spec] = []
+        self.failed = False
 
-    def give(self, spec: Spec) -> None:
+    def give(self, specs: list[Spec]) -> None:
         if self.process is None:
             self.pipe, theirs = _spawn.Pipe()
             self.process = _spawn.Process(target=_serve, args=(theirs, *self.arguments), daemon=True)
             with _environment(self.environment):  # thread counts and GPUs are read when libraries load
                 self.process.start()
             theirs.close()
-        self.spec = spec
+        self.left, self.busy, self.failed = specs, [], False
         with contextlib.suppress(BrokenPipeError):  # a worker that died idle is noticed in `answer`
-            self.pipe.send(spec)
+            self.pipe.send(specs)
 
-    def answer(self) -> Event:
+    def answer(self) -> list[Event]:
+        """The next event, or one of each spec that a killed worker leaves."""
         try:
-            status, text = self.pipe.recv()
+            events = [self.pipe.recv()]
         except (EOFError, ConnectionResetError):
             self.process.join()
-            status, text = "killed", f"its worker process ended with exit code {self.process.exitcode}"
-        spec, self.spec = self.spec, None
-        if status in ("killed", "failed"):  # an exception may leave a GPU unusable to its process
+            text = f"its worker process ended with exit code {self.process.exitcode}"
+            events = [(spec, "killed", text) for spec in self.left]
+        told = {spec for spec, _, _ in events}
+        self.left = [spec for spec in self.left if spec not in told]
+        self.busy += [spec for spec, status, _ in events if status == "busy"]
+        self.failed |= any(status in ("killed", "failed") for _, status, _ in events)
+        if self.failed and not self.left:  # an exception may leave a GPU unusable to its process
             self.stop()
-        return spec, status, text
+        return events
 
     def stop(self) -> None:
-        """End the process: at once where it has a run, else by itself, so that it tidies up."""
+        """End the process: at once where it has runs, else by itself, so that it tidies up."""
         if self.process is None:
             return
-        if self.spec is not None:
+        if self.left:
             self.process.kill()
         self.pipe.close()
         self.process.join(timeout=GRACE)
@@ -113,30 +184,35 @@ class _Slot:
 
 
 def local(
-    specs: Sequence[Spec], run: Run, store: Store, environments: Sequence[dict[str, str]], per_gpu: int, retries: int
-) -> Iterator[Event]:
-    """Run `specs` in as many spawned processes as there are `environments`, each with those variables set."""
-    slots = [_Slot(environment, run, store, per_gpu) for environment in environments]
-    waiting, busy, deaths = deque(specs), deque(), Counter()
+    packs: Sequence[list[Spec]], run: Run, store: Store, environments: Sequence[dict[str, str]], per_gpu: int,
+    retries: int, packed: Packed | None = None,
+) -> Iterator[Event]:  # fmt: skip
+    """Run `packs` in as many spawned processes as there are `environments`, each with those variables set; `packed`
+    runs those of more than one spec. What is left of a pack whose worker was killed is tried again in two halves."""
+    slots = [_Slot(environment, run, packed, store, per_gpu) for environment in environments]
+    waiting, busy, deaths = deque(packs), deque(), Counter()
     try:
-        while waiting or busy or any(slot.spec for slot in slots):
+        while waiting or busy or any(slot.left for slot in slots):
             while busy and busy[0][0] <= time.monotonic():
                 waiting.append(busy.popleft()[1])
             for slot in slots:
-                if waiting and slot.spec is None:
+                if waiting and not slot.left:
                     slot.give(waiting.popleft())
-            running = {slot.pipe: slot for slot in slots if slot.spec}
+            running = {slot.pipe: slot for slot in slots if slot.left}
             for pipe in connection.wait(list(running), timeout=POLL if busy else None):
-                spec, status, text = running[pipe].answer()
-                if status == "busy":
-                    busy.append((time.monotonic() + POLL, spec))
-                    continue
-                if status == "killed":
-                    deaths[spec] += 1
-                    status = "retried" if deaths[spec] <= retries else "failed"
-                if status == "retried":
-                    waiting.appendleft(spec)
-                yield spec, status, text
+                slot, again = running[pipe], []
+                for spec, status, text in slot.answer():
+                    if status == "killed":
+                        deaths[spec] += 1
+                        status = "retried" if deaths[spec] <= retries else "failed"
+                    if status == "retried":
+                        again.append(spec)
+                    if status != "busy":
+                        yield spec, status, text
+                half = -(-len(again) // 2)
+                waiting.extendleft(part for part in (again[half:], again[:half]) if part)
+                if slot.busy and not slot.left:
+                    busy.append((time.monotonic() + POLL, slot.busy))
     finally:
         for slot in slots:
             slot.stop()

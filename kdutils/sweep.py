@@ -4,6 +4,7 @@
     python -m kdutils.sweep 02_stark 04_peakd --profile mini --task mrpc --seeds 0-4 --workers 2
     python -m kdutils.sweep 05_knowledge_probes --profile mini --gpus 0,1 --per-gpu 8
     python -m kdutils.sweep 05_knowledge_probes --profile mini --shard 3/16   one of 16 SLURM array tasks
+    python -m kdutils.sweep 05_knowledge_probes --profile mini --gpus 0 --pack auto    as many students at once as fit
     RAY_ADDRESS=auto python -m kdutils.sweep 05_knowledge_probes --profile mini --backend ray --per-gpu 8
 
 What is in the store is not run again: a sweep that was killed goes on by the same command, and several may run at once.
@@ -126,8 +127,23 @@ def estimates(specs: Sequence[Spec], store: Store) -> list[tuple[float | None, t
     return [estimate(spec) for spec in specs]
 
 
-def dry_run(specs: Sequence[Spec], store: Store, slots: int = 1) -> str:
-    """A table of what is in the store and what would run, with the hours that it would take in `slots` workers."""
+def in_packs(specs: Iterable[Spec], pack: int | str = 1, slots: int = 1) -> list[list[Spec]]:
+    """`specs` in lists that are trained at once: at most `pack` runs each or, where it is "auto", the groups of
+    `experiments.packs` shared out to `slots` workers, each of which trains as many at once as fit."""
+    if pack != "auto" and (isinstance(pack, bool) or not isinstance(pack, int) or pack < 1):
+        raise ValueError(f"pack: got {pack!r}; allowed: integers from 1, or auto")
+    if pack == 1:
+        return [[spec] for spec in specs]
+    made = []
+    for group in experiments.packs(specs):
+        size = -(-len(group) // slots) if pack == "auto" else pack
+        made += [group[i : i + size] for i in range(0, len(group), size)]
+    return made
+
+
+def dry_run(specs: Sequence[Spec], store: Store, slots: int = 1, pack: int | str = 1) -> str:
+    """A table of what is in the store and what would run, with the hours that it would take in `slots` workers, and
+    how many packs."""
     import pandas
 
     present, missing = look_up(specs, store)
@@ -145,6 +161,10 @@ def dry_run(specs: Sequence[Spec], store: Store, slots: int = 1) -> str:
     total = f"{len(missing)} to run, {len(present)} in the store; about {known:.2f} hours with {slots} at a time"
     if unknown:
         total += f", and {unknown} runs with no similar record to time them by"
+    sizes = [len(some) for some in in_packs(missing, pack, slots) if len(some) > 1]
+    if pack != 1:
+        more = ", or more where fewer fit" if pack == "auto" and sizes else ""
+        total += f"\npacks: {len(sizes)} of at most {max(sizes, default=0)}, for {sum(sizes)} of the runs{more}"
     return f"{lines.to_string(index=False, float_format='%.2f')}\n{total}"
 
 
@@ -192,32 +212,38 @@ def run_sweep(
     backend: str = "local",
     retries: int = 2,
     threads: int | None = None,
+    pack: int | str = 1,
     *,
     run: pools.Run = experiments.run,
+    packed: pools.Packed | None = None,
     store: Store | None = None,
     progress: bool = True,
 ) -> Swept:
     """Run what the store lacks of `specs`, and go on past failures, whose tracebacks go to `runs/failures/<key>.txt`.
 
-    A run whose worker is killed is tried again up to `retries` times. `run` must be importable where workers run.
+    A run whose worker is killed is tried again up to `retries` times. Runs that can be trained at once are, `pack` of
+    them or as many as fit ("auto"). `run`, and `packed`, must be importable where workers run.
     Raises ValueError, in one line, before any work, for a bad argument.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise ValueError(f"retries: got {retries!r}; allowed: integers from 0")
+    if backend == "ray" and pack != 1:
+        raise ValueError(f"pack: got {pack!r} with backend ray; allowed: 1")
     store = store or Store()
     places = environments(workers, gpus, per_gpu, threads, store)
     wanted = shard_of(dict.fromkeys(specs), shard)
     missing = look_up(wanted, store)[1]
-    absent = set(missing)
+    absent, packs = set(missing), in_packs(missing, pack, len(places))
     swept = Swept(present=[spec for spec in wanted if spec not in absent])
     if backend == "ray":
         variables = {name: value for name, value in places[0].items() if name != "CUDA_VISIBLE_DEVICES"}
         variables["OMP_NUM_THREADS"] = str(threads or 1)
         events = pools.on_ray(missing, run, store, variables, threads or 1, per_gpu, retries)
     else:
-        events = pools.local(missing, run, store, places[: len(missing)], per_gpu, retries)
+        packed = packed or pools.Packed(experiments.run_pack, experiments.room if pack == "auto" else None)
+        events = pools.local(packs, run, store, places[: len(packs)], per_gpu, retries, packed)
     pace = 0.5 if sys.stderr.isatty() else 30  # seconds between lines, which a log file keeps
     bar = tqdm(total=len(missing), desc="sweep", unit="run", smoothing=0, mininterval=pace, disable=not progress)
     with contextlib.closing(events), bar:
@@ -264,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="of a run; default: cores / workers")
     parser.add_argument("--gpus", metavar="0,1", help="GPUs to use, 'none' for none; default: all")
     parser.add_argument("--per-gpu", type=int, default=1, help="runs at a time on a GPU (default: 1)")
+    parser.add_argument("--pack", default="1", metavar="R", help="runs trained as one where that can be; or auto")
     parser.add_argument("--shard", metavar="I/N", help="one of N parts, I from 0")
     parser.add_argument("--backend", choices=BACKENDS, default="local")
     parser.add_argument("--retries", type=int, default=2, help="of a run whose worker was killed (default: 2)")
@@ -280,6 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers must not outlive a sweep that is told to end
     gpus = None if options.gpus is None else [] if options.gpus == "none" else options.gpus.split(",")
     how = {"workers": options.workers, "gpus": gpus, "per_gpu": options.per_gpu, "threads": options.threads}
+    pack = int(options.pack) if options.pack.isdigit() else options.pack
     try:
         store, specs = Store(), chosen(options)
         if options.limit is not None:
@@ -287,9 +315,9 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(f"limit: got {options.limit}; allowed: integers from 1")
             specs = look_up(specs, store)[1][: options.limit]
         if options.dry_run:
-            print(dry_run(specs, store, len(environments(store=store, **how))))
+            print(dry_run(specs, store, len(environments(store=store, **how)), pack))
             return 0
-        swept = run_sweep(specs, backend=options.backend, retries=options.retries, store=store, **how)
+        swept = run_sweep(specs, pack=pack, backend=options.backend, retries=options.retries, store=store, **how)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

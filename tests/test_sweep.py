@@ -115,7 +115,7 @@ def test_an_exception_is_one_line_and_the_sweep_goes_on(here, capsys):
 
 def test_a_run_held_elsewhere_is_waited_for_but_nothing_else_is(here, monkeypatch):
     monkeypatch.setattr(pools, "POLL", 0.05)
-    events = pools.local(SPECS[:3], run, here, sweep.environments(1, [], 1, 1, here), 1, 0)
+    events = pools.local([[spec] for spec in SPECS[:3]], run, here, sweep.environments(1, [], 1, 1, here), 1, 0)
     with here.lease(SPECS[0]):
         assert [next(events)[0] for _ in range(2)] == SPECS[1:3]
         time.sleep(0.1)
@@ -202,6 +202,136 @@ def test_shards_leave_together_what_one_sweep_leaves(tmp_path):
         sweep_it(SPECS, parts, shard=f"{i}/2")
     assert content(whole) == content(parts)
     assert all(len(attempts(parts, spec)) == 1 for spec in SPECS)
+
+
+# Packs
+
+
+def packable(seed, **args):
+    return Spec("05_knowledge_probes", "synthetic", "Random-All", "smoke", seed, args, {})
+
+
+def run_pack(specs, finished):
+    """`test_sweep.run` for each, two at a time."""
+    for i in range(0, len(specs), 2):
+        made = {}
+        for spec in specs[i : i + 2]:
+            try:
+                made[spec] = run(spec)
+            except RuntimeError as error:
+                made[spec] = error
+            else:
+                made[spec]["extra"]["packed"] = len(specs)
+        finished(made)
+
+
+def three(spec):
+    return 3
+
+
+def broken(specs, finished):
+    finished({specs[0]: run(specs[0])})
+    raise RuntimeError("device lost")
+
+
+SEVERAL = [packable(seed) for seed in range(6)]
+ALONE = [Spec("01_pilot", "synthetic", "KD", "smoke", seed, {}, {}) for seed in range(2)]
+PACKED = pools.Packed(run_pack)
+
+
+def pack_it(specs, store, packed=PACKED, pack=10, **how):
+    return sweep_it(specs, store, pack=pack, packed=packed, **how)
+
+
+def sizes(store, specs):
+    return [store.get(spec)["extra"].get("packed") for spec in specs]
+
+
+def test_packs_are_cut_to_size_or_shared_out():
+    specs = [packable(seed) for seed in range(7)]
+    alone = ALONE[:1]
+    assert sweep.in_packs(specs + alone) == [[spec] for spec in specs + alone]
+    assert sweep.in_packs(specs + alone, 3) == [specs[:3], specs[3:6], specs[6:], alone]
+    assert sweep.in_packs(specs + alone, "auto", 2) == [specs[:4], specs[4:], alone]
+
+
+def test_a_mixed_list_packs_what_can_be_packed(here, capsys):
+    swept = pack_it([*SEVERAL[:2], *ALONE, *SEVERAL[2:]], here, workers=2)
+    assert set(swept.done) == {*SEVERAL, *ALONE} and not swept.failed
+    assert sizes(here, SEVERAL + ALONE) == [6] * 6 + [None] * 2
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert pack_it(SEVERAL + ALONE, here).present == SEVERAL + ALONE
+    assert all(len(attempts(here, spec)) == 1 for spec in SEVERAL + ALONE)
+
+
+def test_as_many_as_there_is_room_for_are_trained_at_once(here):
+    pack_it([*SEVERAL, packable(6)], here, pools.Packed(run_pack, three), "auto")
+    assert sizes(here, [*SEVERAL, packable(6)]) == [3] * 6 + [None]  # three packs of equal size, the last of one run
+
+
+def test_a_killed_pack_loses_only_unfinished_runs(here, capsys):
+    victim = packable(100, kills=1)
+    specs = [*SEVERAL[:4], victim, *SEVERAL[4:]]
+    swept = pack_it(specs, here)
+    assert set(swept.done) == set(specs) and not swept.failed
+    assert sizes(here, specs) == [7] * 4 + [2, 2, None]  # what was left came back as two halves
+    assert [len(attempts(here, spec)) for spec in specs] == [1] * 4 + [2, 1, 1]
+    assert capsys.readouterr().out.count("exit code -9") == 3
+
+
+def test_what_fails_in_a_pack_fails_alone(here):
+    bad = packable(100, errors=1)
+    swept = pack_it([bad, *SEVERAL], here)
+    assert swept.failed == [bad] and set(swept.done) == set(SEVERAL)
+    assert "RuntimeError: loss is nan" in (here.runs / "failures" / f"{bad.key}.txt").read_text()
+    assert sizes(here, SEVERAL) == [7] * 6
+
+
+def test_what_stops_a_pack_fails_the_runs_of_that_pack_and_no_others(here, monkeypatch):
+    monkeypatch.setattr(pools, "POLL", 0.05)
+    swept = pack_it(SEVERAL, here, pools.Packed(broken, three), "auto")
+    assert swept.failed == [*SEVERAL[1:3], *SEVERAL[4:]] and swept.done == [SEVERAL[0], SEVERAL[3]]
+    assert [(here.runs / "attempts" / s.key).exists() for s in SEVERAL] == [True, False, False, True, False, False]
+
+
+def test_a_resumed_pack_leaves_out_what_is_done_or_held_elsewhere(here, monkeypatch):
+    monkeypatch.setattr(pools, "POLL", 0.05)
+    here.put(SEVERAL[0], {"metrics": {}}, 1.0)
+    events = pools.local([SEVERAL], run, here, sweep.environments(1, [], 1, 1, here), 1, 0, PACKED)
+    with here.lease(SEVERAL[1]), here.lease(SEVERAL[2]):
+        assert {next(events)[0] for _ in range(4)} == {SEVERAL[0], *SEVERAL[3:]}
+        time.sleep(0.1)
+        here.put(SEVERAL[1], {"metrics": {}}, 1.0)
+    assert {spec: status for spec, status, _ in events} == {SEVERAL[1]: "done", SEVERAL[2]: "done"}
+    assert sizes(here, SEVERAL) == [None, None, None, 3, 3, 3]
+    assert not any((here.runs / "attempts" / spec.key).exists() for spec in SEVERAL[:2])
+
+
+def test_seconds_are_the_packs_share(here, monkeypatch):
+    specs = [packable(seed, sleep=0.2) for seed in (0, 1)]
+    monkeypatch.setenv("KDUTILS_RUNS", str(here.runs))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pools._attempt(specs, run, PACKED, here, lambda event: None)
+    assert all(0.2 <= here.get(spec)["seconds"] < 0.35 for spec in specs)
+
+
+def test_the_dry_run_says_how_many_packs(here):
+    last = [sweep.dry_run(SEVERAL + ALONE, here, 2, pack).splitlines()[-1] for pack in (4, "auto", 1)]
+    assert last[0] == "packs: 2 of at most 4, for 6 of the runs"
+    assert last[1] == "packs: 2 of at most 3, for 6 of the runs, or more where fewer fit"
+    assert last[2].startswith("8 to run, 0 in the store")
+
+
+@pytest.mark.parametrize(("how", "line"), [
+    ({"pack": 0}, "pack: got 0; allowed: integers from 1, or auto"),
+    ({"pack": "many"}, "pack: got 'many'; allowed: integers from 1, or auto"),
+    ({"pack": True}, "pack: got True; allowed: integers from 1, or auto"),
+    ({"backend": "ray"}, "pack: got 10 with backend ray; allowed: 1"),
+])
+def test_bad_packs_stop_before_any_work(here, how, line):
+    with pytest.raises(ValueError, match=line):
+        pack_it(SEVERAL, here, **how)
+    assert not here.runs.exists()
 
 
 # Ray
@@ -346,6 +476,8 @@ def test_command_line_runs_reports_and_goes_on(command, tmp_path):
     (["01_pilot", "--shard", "2"], "shard: got '2'; allowed: i/n"),
     (["01_pilot", "--limit", "0"], "limit: got 0"),
     (["01_pilot", "--workers", "0"], "workers: got 0"),
+    (["01_pilot", "--pack", "0"], "pack: got 0; allowed: integers from 1, or auto"),
+    (["01_pilot", "--pack", "few", "--dry-run"], "pack: got 'few'; allowed: integers from 1, or auto"),
     (["--list", "nowhere"], "list: got 'nowhere'; allowed: a file of specs"),
     (["--list", "list"], "list: got line 2 of list; allowed: a spec or record"),
 ])
