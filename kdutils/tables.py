@@ -24,8 +24,13 @@ def measured(frame: pd.DataFrame, arguments: Iterable[str] = (), **more: str) ->
 
     `score` is the verdict's metric on test, or else on dev, `held` the same on held-out rows; `teacher` and `majority`
     are what the run's teacher and a constant answer score. In a column's name {score} stands for that metric, {paper}
-    for the paper's own and {split} for where `score` is read.
+    for the paper's own and {split} for where `score` is read. Times of runs that were trained in a pack are left out:
+    they are shares of the pack's.
     """
+    if "extra_packed" in frame:
+        times = [column for column in frame if column.endswith("_seconds")]
+        frame = frame.assign(**frame[times].where(frame["extra_packed"].isna()))
+
     def measures(row):
         task = tasks.get(row["task"])
         score, paper = task.verdict_metric, task.metrics[0]

@@ -169,3 +169,8 @@ def test_every_claim_of_both_chapters_names_methods_that_are_planned():
             found = [s for s in specs if s.method == side["method"] and all(
                 s.args.get(k) in (v if isinstance(v, list) else [v]) for k, v in wanted.items())]
             assert len({s.seed for s in found}) == len(found) >= claim["seeds"], claim["id"]
+
+
+def test_times_of_packed_runs_are_shares_and_left_out():
+    rows = [run("ResK", 0, 0.5, extra_train_seconds=60.0), run("ResK", 1, 0.5, extra_train_seconds=2.0, extra_packed=9)]
+    assert measured(rows)["extra_train_seconds"].tolist() == pytest.approx([60.0, np.nan], nan_ok=True)
