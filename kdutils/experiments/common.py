@@ -106,6 +106,22 @@ def load_data(spec: Spec):
     return data.load(spec.task, _data_settings(settings_of(spec)))
 
 
+def majority(data) -> dict[str, dict]:
+    """What a constant answer scores on every evaluation set."""
+    return {name: tasks.majority(data.task, rows.labels.numpy()) for name, rows in data.evaluation.items()}
+
+
+def about(made: Bench) -> dict:
+    """What is recorded of the bench's teacher: its metrics on every evaluation set, its size, and for comparison the
+    metrics of a constant answer."""
+    from kdutils import bert
+
+    told = {name: tasks.score(made.task, made.signals[name].logits.cpu().numpy(), rows.labels.numpy())
+            for name, rows in made.data.evaluation.items()}
+    size = bert.counts(made.teacher)["encoder"]
+    return {"teacher": told, "teacher_parameters": size, "majority": majority(made.data)}
+
+
 def distil_student(made: Bench, student, objective, seed: int, evaluate: bool = True, **options):
     """Train `student` in place on the bench's train split; returns the record's outcome dict (see kdutils.records).
 

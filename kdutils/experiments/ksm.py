@@ -106,11 +106,10 @@ def stages(spec: Spec) -> packing.Stages:
 
 def _distil(spec: Spec, made: common.Bench, objective, together=None) -> packing.Stages:
     """Every run of the chapter drops an epoch's last rows where they fill no batch: a selector cannot read them."""
-    from kdutils.experiments import stark_teachers
 
     learner = probes.student(spec, made)
     outcome = yield packing.Distillation(made, learner, objective, spec.seed, {"drop_last": True}, together)
-    return outcome | {"extra": outcome["extra"] | stark_teachers.about(made)}
+    return outcome | {"extra": outcome["extra"] | common.about(made)}
 
 
 def _select(spec: Spec, made: common.Bench, policy) -> packing.Stages:

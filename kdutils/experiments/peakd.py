@@ -134,21 +134,12 @@ def stages(spec: Spec) -> packing.Stages:
     longest = train.batch(train.lengths.argsort(descending=True)[: made.settings.batch_size])
     extra = {"layers": len(made.settings.layers), "effective": effective, "encoder": bert.counts(student)["encoder"],
              "activation_bytes": peakd.activation_bytes(student, longest)}
-    extra |= _marks(made) | _pretrained(spec, made, student)
+    extra |= common.about(made) | _pretrained(spec, made, student)
     terms = _weights(spec)
     objective = peakd.objective(made.signals["train"], peakd.pairs(effective, made.settings.depth), **terms)
     result = yield packing.Distillation(made, student, objective, spec.seed)
     result["extra"] |= extra | terms | {"step_seconds": result["extra"]["train_seconds"] / result["extra"]["steps"]}
     return result
-
-
-def _marks(made) -> dict[str, dict]:
-    """What a constant answer and the teacher score on each evaluation set."""
-    truth = {name: rows.labels.numpy() for name, rows in made.data.evaluation.items()}
-    told = {name: tasks.score(made.task, made.signals[name].logits.cpu().numpy(), truth[name]) for name in truth}
-    marks = {"majority": {name: tasks.majority(made.task, truth[name]) for name in truth}, "teacher": told}
-    return {who: {name: {metric: values[metric] for metric in made.task.metrics} for name, values in sets.items()}
-            for who, sets in marks.items()}
 
 
 def _weights(spec: Spec) -> dict[str, float]:

@@ -83,14 +83,7 @@ def _finetune(spec: Spec) -> dict:
                           epochs=settings.teacher_epochs, lr=settings.teacher_lr,
                           evaluate=distil.evaluator(data.task, data.evaluation))
     bert.save(model, Store().model_path(spec))
-    return common.outcome(result, **bert.counts(model), majority=_constant(data))
-
-
-def _constant(data) -> dict:
-    """What a constant answer scores on every evaluation set."""
-    from kdutils import tasks
-
-    return {name: tasks.majority(data.task, rows.labels.numpy()) for name, rows in data.evaluation.items()}
+    return common.outcome(result, **bert.counts(model), majority=common.majority(data))
 
 
 def _sparse(model, spec: Spec):
@@ -115,7 +108,7 @@ def _measured(spec: Spec) -> dict:
     logits = {name: teacher.ask(model, rows).logits.numpy() for name, rows in sets.items()}
     metrics = {name: tasks.score(made.task, logits[name], rows.labels.numpy()) for name, rows in sets.items()}
     extra = {"encoder": bert.counts(model)["encoder"], "zero_share": zero_share(model)}
-    extra["majority"] = _constant(made.data)
+    extra["majority"] = common.majority(made.data)
     if not made.task.regression:
         name = "test" if "test" in sets else "dev"
         extra["reliability"] = reliability(logits[name], sets[name].labels.numpy())

@@ -136,7 +136,6 @@ def kind(spec: Spec) -> str:
 def stages(spec: Spec) -> packing.Stages:
     """A run, see `packing`."""
     from kdutils import knowledge
-    from kdutils.experiments import stark_teachers
 
     method, args = base(spec), spec.args
     made = common.bench(spec, states=True)
@@ -158,7 +157,7 @@ def stages(spec: Spec) -> packing.Stages:
         learner.classifier.load_state_dict(made.teacher.classifier.state_dict())
     selective = objective(spec, made, policies[method]())
     outcome = yield packing.Distillation(made, learner, selective, spec.seed, together=packing.selections)
-    outcome["extra"] |= stark_teachers.about(made) | selective.report()
+    outcome["extra"] |= common.about(made) | selective.report()
     return outcome
 
 

@@ -167,7 +167,7 @@ def stages(spec: Spec) -> packing.Stages:
         sparse_one, extra = teachers.sparse_teacher(spec, made)
         made, seconds = teachers.taught_by(made, sparse_one, states=base == "PKD")
         extra |= seconds
-    extra = teachers.about(made) | extra
+    extra = common.about(made) | extra
     if base in baselines.STAGED:
         result = baselines.STAGED[base](spec, made, student)
     else:

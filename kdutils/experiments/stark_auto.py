@@ -69,7 +69,7 @@ def run(spec: Spec) -> dict:
     taught, seconds = teachers.taught_by(made, stark.sparsify(made.teacher, *ranks, shares))
     objective = distil.stark_kd(taught.signals["train"], made.settings.tau)
     result = common.distil_student(taught, student, objective, spec.seed)
-    result["extra"] |= teachers.about(taught) | extra | seconds
+    result["extra"] |= common.about(taught) | extra | seconds
     return result
 
 

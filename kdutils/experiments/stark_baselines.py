@@ -65,7 +65,7 @@ def takd(spec: Spec, made, student) -> dict:
     else:
         student = bert.keep_layers(assistant, [layers.index(i) + 1 for i in settings.layers])
     result = common.distil_student(taught, student, distil.stark_kd(taught.signals["train"], settings.tau), spec.seed)
-    result["extra"] |= teachers.about(taught) | {"assistant_seconds": first["extra"]["train_seconds"]}
+    result["extra"] |= common.about(taught) | {"assistant_seconds": first["extra"]["train_seconds"]}
     return result
 
 

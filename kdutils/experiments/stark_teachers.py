@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from kdutils import tasks
 from kdutils.experiments import common
 from kdutils.records import Spec, Store
 
@@ -123,17 +122,6 @@ def where(heads, neurons, shares: tuple[float, float]) -> dict:
     stay = stark.kept(heads, shares[0]).int().tolist()
     return {"kept_heads": ["".join(map(str, row)) for row in stay],
             "kept_neurons": stark.kept(neurons, shares[1]).sum(1).tolist()}
-
-
-def about(made) -> dict:
-    """What is recorded of the bench's teacher: its metrics on every evaluation set, its size, and for comparison the
-    metrics of a constant answer."""
-    from kdutils import bert
-
-    sets = {name: rows.labels.numpy() for name, rows in made.data.evaluation.items()}
-    told = {name: tasks.score(made.task, made.signals[name].logits.cpu().numpy(), true) for name, true in sets.items()}
-    return {"teacher": told, "teacher_parameters": bert.counts(made.teacher)["encoder"],
-            "majority": {name: tasks.majority(made.task, true) for name, true in sets.items()}}
 
 
 def taught_by(made, teacher, states: bool = False) -> tuple:
