@@ -141,7 +141,12 @@ class Table:
 
 
 def table(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
-    """Show `data` with its caption. Floats are printed as they are, to `digits` places: scale them before."""
+    """Show `data` with its caption, or a line where there are no rows. Floats are printed as they are, to `digits`
+    places: scale them before."""
+    if data.empty:
+        print(f"No runs yet for: {caption}")
+        return
+
     def text(value):
         plain = value is not None and value is not pd.NA and not isinstance(value, float | np.floating)
         return str(value) if plain else number(value, digits)
@@ -245,8 +250,9 @@ def nothing(axes: Iterable, why: str = "no runs yet") -> None:
 
 def placeholder(why: str = "no runs yet"):
     """A figure that says why it is empty."""
-    fig, axes = panels()
+    fig, axes = panels(height=0.8)
     nothing(axes, why)
+    sns.despine(fig, left=True, bottom=True)
     return fig
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kdutils import claims, experiments, figures, intervals, records, stark_page, tables, tasks
-from kdutils.tables import by_seed, or_none, text
+from kdutils.tables import by_seed, text
 
 STUDENTS = ("dropped", "pruned")
 READINGS = {"A": "A", "B": "B", "C": "C, heads", "C-neurons": "C, neurons", "D": "D"}
@@ -78,7 +78,7 @@ def centres(data: pd.DataFrame) -> pd.DataFrame:
         p, q = runs["extra_densities_P_centre"], runs["extra_densities_Q_centre"]
         rows.append({"student": student, "task": task, "expressiveness": f"{p.mean():.3f}",
                      "friendliness": f"{q.mean():.3f}", "difference": tables.said(intervals.paired(q - p), 3)})
-    return or_none(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
 def densities_in_words(data: pd.DataFrame) -> str:
@@ -177,7 +177,7 @@ def students(data: pd.DataFrame) -> pd.DataFrame:
         row |= {name: text(runs["score"]) for name, runs in found.items()}
         row["§ grid"] = stark_page.share_of(found["STARK"])
         rows.append(row | {"§ automatic": f"{found['STARK-Auto']['extra_sparsity'].mean():.0%}"})
-    return or_none(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
 def differences(data: pd.DataFrame) -> dict[str, dict]:

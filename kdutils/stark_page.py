@@ -9,7 +9,7 @@ import pandas as pd
 
 from kdutils import claims, figures, profiles, tables, tasks, verdicts
 from kdutils.experiments.stark import BASELINES, plan
-from kdutils.tables import by_seed, or_none, pooled, said, task_names, text, versus
+from kdutils.tables import by_seed, pooled, said, task_names, text, versus
 
 ARGUMENTS = ("student", "base", "sparsity", "scores", "protocol", "lam")
 SUFFIX = {"dropped": "4", "pruned": "30"}  # of the paper's names of rows
@@ -106,7 +106,7 @@ def _known(table: pd.DataFrame) -> pd.DataFrame:
     """Without the rows of methods that have no run."""
     ours = [c for c in table if c != "method" and not c.endswith("paper")]
     kept = table[(table[ours].fillna(figures.DASH) != figures.DASH).any(axis=1)]
-    return or_none(kept.reset_index(drop=True))
+    return kept.reset_index(drop=True)
 
 
 # ------------------------------------------------------------------------------------------------------- differences
@@ -164,7 +164,7 @@ def unstructured(data: pd.DataFrame) -> pd.DataFrame:
             rows.append({"task": name, "sparsity": f"{share:.0%}", "single weights": text(a["score"]),
                          "heads and neurons": text(b["score"]), "difference": said(versus(a, b)),
                          "teacher, single": text(a["teacher"]), "teacher, whole": text(b["teacher"])})
-    return or_none(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
 def scales(data: pd.DataFrame) -> pd.DataFrame:
@@ -180,7 +180,7 @@ def scales(data: pd.DataFrame) -> pd.DataFrame:
                          "teacher": f"{kd['teacher'].mean() * 100:.1f}", "KD": text(kd["score"]),
                          "STARK": text(stark["score"]), "§": share_of(stark),
                          "difference": said(versus(stark, kd))})
-    return or_none(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
 def tradeoff(data: pd.DataFrame) -> pd.DataFrame:
@@ -209,7 +209,7 @@ def costs(data: pd.DataFrame) -> pd.DataFrame:
                   "dense teacher, MB": kd["extra_memory_teacher"], "sparse teacher, MB": sparse["extra_memory_teacher"]}
         rows.append({"task": name, "§": share_of(sparse)}
                     | {k: float(v.median()) for k, v in (seconds | memory).items()} | {"n": len(sparse)})
-    return or_none(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
 def at_half(runs: pd.DataFrame) -> pd.DataFrame:

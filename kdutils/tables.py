@@ -110,19 +110,6 @@ def in_words(estimates: dict[str, Estimate], what: str = "Differences in score")
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def show(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
-    """`figures.table`, or a line where there are no runs to show."""
-    if len(data):
-        figures.table(data, caption, digits)
-    else:
-        print(f"No runs yet for: {caption}")
-
-
-def or_none(table: pd.DataFrame) -> pd.DataFrame:
-    """The table; where it has no row, one that says so."""
-    return table if len(table) else pd.DataFrame({"runs": ["none yet"]})
-
-
 def printed(table: str, only: Iterable[str] = ()) -> pd.DataFrame:
     """A table of a paper, as it is printed; of the tasks `only`, where it has any of them."""
     whole = claims.published().query("table == @table")

@@ -99,7 +99,7 @@ def test_a_figure_carries_its_alternative_text(shown):
     about = options["metadata"]["image/png"]
     assert data["image/png"].startswith(b"\x89PNG") and data["text/plain"] == about["alt"]
     width = int.from_bytes(data["image/png"][16:20], "big")
-    assert width == 2 * about["width"] and not matplotlib.pyplot.get_fignums()
+    assert width == 2 * about["width"] and not matplotlib.pyplot.fignum_exists(fig.number)
     with pytest.raises(ValueError, match="alt: got 'Plot'; allowed: a sentence"):
         figures.show(figures.panels()[0], "Plot")
 

@@ -388,7 +388,7 @@ def test_label_shares_the_sweep_and_the_depths(table):
 
 
 def test_what_is_not_there_is_said(table, capsys):
-    tables.show(page.rebuilt(table, ["SPS-1"]), "Table 4 rebuilt.")
+    figures.table(page.rebuilt(table, ["SPS-1"]), "Table 4 rebuilt.")
     assert capsys.readouterr().out == "No runs yet for: Table 4 rebuilt.\n"
     fig, axes = figures.panels(2)
     axes[0].plot([1, 2], [3, 4])
