@@ -90,8 +90,9 @@ def in_scores(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
     for method in METHODS:
         found = {name: runs_of(data, method, name, student) for name in names}
         scores = {names[name]: text(runs["score"]) for name, runs in found.items()}
-        shares = " / ".join(share_of(runs) for runs in found.values())
-        rows.append({"method": method} | scores | {"§": shares if method.startswith("STARK") else figures.DASH})
+        chosen = method.startswith("STARK") and any(map(len, found.values()))
+        shares = " / ".join(map(share_of, found.values())) if chosen else figures.DASH
+        rows.append({"method": method} | scores | {"§": shares})
     marks = {column: tables.marks(of(data, "KD", name, student)) for name, column in names.items()}
     rows += [{"method": who} | {column: found[who] for column, found in marks.items()}
              for who in ("teacher", "constant answer")]
