@@ -81,21 +81,23 @@ def _compared(profile: str, task: str) -> Iterator[Spec]:
     classes = not tasks.get(task).regression  # a regression has no classes to be confident of
     few, more = range(chosen.seeds), range(chosen.seeds, chosen.headline_seeds)
     rest = few[:1] if light else few
+    shown = {"smoke": 1, "demo": 0}.get(profile)  # how many thresholds and further depths
     every = (*SPS, "Pea-KD") if classes else SPS
     ends = ("PatientKD", "Pea-KD" if classes else "SPS-2")
 
     def runs(methods, seeds=rest, **args):
         return (one(profile, task, method, seed, **args) for seed in seeds for method in methods)
 
-    yield from runs(every, few)
+    yield from runs(every, rest)
+    yield from runs(ends, few[len(rest) :])
     yield from runs([method for method in every if method != "SPS-1"], more)
     yield from runs(("PTP-1", "PTP-2", "extra-finetune") if classes else ())
     yield from runs(CONTROLS[1:])
     if profile != "paper":  # where it is every run's start
         yield from runs(ends[: 1 if light else None], init="bottom")
-    for threshold in THRESHOLDS[: 1 if light else None] if classes else ():
+    for threshold in THRESHOLDS[:shown] if classes else ():
         yield from runs(["PTP-threshold"], threshold=threshold)
-    for layers in (1, 2, 6) if profile == "paper" else (1,) if light else (1, 2, 3):
+    for layers in ((1, 2, 6) if profile == "paper" else (1, 2, 3))[:shown]:
         if layers != independent(profile, task):
             yield from runs(ends, layers=layers)
     yield from runs(["PTP-crossfit"] if classes and not light else ())  # it takes two more teachers
