@@ -191,7 +191,10 @@ def verdicts(data: pd.DataFrame, profile: str, book: dict | None = None) -> tupl
     return pooled, table[table["task"] != "pooled"].reset_index(drop=True)
 
 
-OUTCOMES = ("holds", "contradicted", "undecided", "no runs yet")
+SAID = {  # of one claim, of several
+    "holds": ("holds", "hold"), "contradicted": ("is contradicted", "are contradicted"),
+    "undecided": ("is undecided", "are undecided"), "no runs yet": ("has no runs yet", "have no runs yet"),
+}  # fmt: skip
 FILES = ("README.md", "book/intro.md")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -221,7 +224,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 def counts(table: pd.DataFrame) -> dict[str, int]:
     """How many claims got each verdict."""
-    return {name: int((table["verdict"] == name).sum()) for name in OUTCOMES}
+    return {name: int((table["verdict"] == name).sum()) for name in SAID}
 
 
 def summary(profile: str = "mini") -> str:
@@ -231,8 +234,8 @@ def summary(profile: str = "mini") -> str:
     columns = ["claim", "paper", "ours", "n", "verdict", "Holm"]
     rows = shown(table[table["headline"]])[columns].to_numpy().tolist()
     lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
-    said = ", ".join(f"{name} {n}" for name, n in counts(table).items() if n)
-    lead = f"""{len(table)} claims at `{profile}`: {said}. The headline claims, in points (ours with its 95 %
+    said = ", ".join(f"{n} {SAID[name][n > 1]}" for name, n in counts(table).items() if n)
+    lead = f"""Of {len(table)} claims at `{profile}`, {said}. The headline claims, in points (ours with its 95 %
 interval, n of the seeds planned, and whether the verdict survives Holm's correction for testing all claims):"""
     return "\n".join([lead, "", *lines])
 
