@@ -62,18 +62,28 @@ def versus(a: pd.DataFrame, b: pd.DataFrame, measure: str = "score") -> Estimate
     return paired(by_seed(a, b, measure))
 
 
-def pooled(differences: dict[str, pd.Series]) -> dict[str, Estimate]:
-    """The estimate of each task's differences by seed and, of two tasks or more, of each seed's mean over them."""
+def _enough(differences: dict[str, pd.Series]) -> dict[str, pd.Series]:
+    """The tasks with as many seeds as a verdict takes; where there is none, those with any."""
     there = {name: values for name, values in differences.items() if len(values)}
-    made = {name: paired(values) for name, values in there.items()}
-    together = pd.concat(there.values(), axis=1).dropna().mean(axis=1) if len(there) > 1 else []
-    return made | ({"all": paired(together)} if len(together) else {})
+    return {name: values for name, values in there.items() if len(values) >= verdicts.FEWEST} or there
+
+
+def _together(differences: dict[str, pd.Series]) -> Estimate:
+    """Of each seed's mean over the tasks, for the seeds that all of them have."""
+    return paired(pd.concat(differences.values(), axis=1).dropna().mean(axis=1))
+
+
+def pooled(differences: dict[str, pd.Series]) -> dict[str, Estimate]:
+    """The estimate of each task's differences by seed and, under "all", of two tasks or more that have enough seeds."""
+    made = {name: paired(values) for name, values in differences.items() if len(values)}
+    enough = _enough(differences)
+    return made | ({"all": _together(enough)} if len(enough) > 1 else {})
 
 
 def overall(differences: dict[str, dict[str, pd.Series]]) -> dict[str, Estimate]:
-    """For each label with any runs the estimate over tasks, or the one task's, from its differences by task."""
-    made = {label: pooled(by_task) for label, by_task in differences.items()}
-    return {label: found.get("all") or next(iter(found.values())) for label, found in made.items() if found}
+    """For each label with any runs the estimate over the tasks that have enough seeds, from its differences by task."""
+    made = {label: _together(enough) for label, by_task in differences.items() if (enough := _enough(by_task))}
+    return {label: estimate for label, estimate in made.items() if estimate["n"]}
 
 
 # ----------------------------------------------------------------------------------------------------------------- text

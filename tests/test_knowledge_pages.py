@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdutils import claims, ksm_page, probes_page
+from kdutils import claims, ksm_page, probes_page, tables
 from kdutils.tables import judged
 
 TYPES = probes_page.TYPES
@@ -174,3 +174,14 @@ def test_every_claim_of_both_chapters_names_methods_that_are_planned():
 def test_times_of_packed_runs_are_shares_and_left_out():
     rows = [run("ResK", 0, 0.5, extra_train_seconds=60.0), run("ResK", 1, 0.5, extra_train_seconds=2.0, extra_packed=9)]
     assert measured(rows)["extra_train_seconds"].tolist() == pytest.approx([60.0, np.nan], nan_ok=True)
+
+
+def test_a_task_with_few_seeds_is_shown_and_not_averaged_with_one_that_has_enough():
+    many, few = pd.Series([1.0, 2, 3, 4, 5]), pd.Series([11.0])
+    one = tables.overall({"x": {"sst2": many, "mrpc": few}})["x"]
+    assert (one["effect"], one["n"]) == (3.0, 5)
+    assert set(tables.pooled({"sst2": many, "mrpc": few})) == {"sst2", "mrpc"}
+    both = tables.pooled({"sst2": many, "mrpc": many + 2})["all"]
+    assert (both["effect"], both["n"]) == (4.0, 5)
+    assert tables.overall({"x": {"sst2": few, "mrpc": few + 2}})["x"]["effect"] == 12.0
+    assert tables.overall({"x": {"sst2": many[:0]}}) == {}

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from kdutils import bert, data, figures, peakd, profiles, tables
 from kdutils import peakd_page as page
 from kdutils.experiments import peakd as chapter
-from kdutils.records import Store, look_up
+from kdutils.records import UNPUBLISHED, Store, look_up
 from kdutils.teacher import Signals
 
 torch.set_num_threads(1)
@@ -300,6 +300,8 @@ def test_each_main_row_has_one_run_a_seed(profile, task):
     for method in ("PatientKD", "SPS-2", "Pea-KD", "SPS-1"):
         seeds = [spec.seed for spec in main if spec.method == method]
         planned = range(chosen.seeds if method == "SPS-1" else chosen.headline_seeds)
+        if profile in UNPUBLISHED and method in ("SPS-1", "SPS-2"):
+            planned = range(1)
         assert seeds == ([] if (task, method) == ("stsb", "Pea-KD") else list(planned))
 
 
