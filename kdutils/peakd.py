@@ -116,32 +116,36 @@ def ptp_labels(logits: torch.Tensor, labels: torch.Tensor, threshold: float, var
 
 
 def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int,
-             steps: int | None = None) -> distil.Outcome:
+             keep: int | None = None) -> distil.Outcome:
     """Train `student` in place, before KD, to predict `rows.labels` (0..classes-1) by cross-entropy through a new head.
     That head is thrown away and the student's put back as it was; encoder, embeddings and pooler are carried over.
 
     A tenth of the rows is held out of it: the weights of the epoch with the lowest cross-entropy there are kept, and an
-    epoch without a gain ends it, as `EPOCHS` do. With `steps` it takes exactly so many and keeps the last weights.
+    epoch without a gain ends it, as `EPOCHS` do. With `keep` it ends and keeps as if that epoch had been the best: what
+    a control needs to be trained exactly as another run was.
     """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     inner, used = order.split([round(INNER * len(rows)), len(rows) - round(INNER * len(rows))])
     own, held = student.classifier, rows.take(inner)
     bert.fresh_head(student, seed, classes)
-    best = {"loss": float("inf"), "weights": None}
+    best = {"gain": -float("inf"), "weights": None, "epoch": 0}
 
     def judge(worker, last: bool = True) -> dict:
-        precision = "fp32" if worker.classifier.weight.dtype == torch.float32 else "bf16"
-        loss = float(losses.hard(ask(worker, held, precision=precision).logits, held.labels))
-        if loss < best["loss"]:
-            best.update(loss=loss, weights={k: v.detach().clone() for k, v in student.named_parameters()})
-        return {"dev": {"gain": -loss}}
+        best["epoch"] += 1
+        if keep:
+            gain = float(best["epoch"] if best["epoch"] <= keep else 0)
+        else:
+            precision = "fp32" if worker.classifier.weight.dtype == torch.float32 else "bf16"
+            gain = -float(losses.hard(ask(worker, held, precision=precision).logits, held.labels))
+        if gain > best["gain"]:
+            best.update(gain=gain, weights={k: v.detach().clone() for k, v in student.named_parameters()})
+        return {"dev": {"gain": gain}}
 
     outcome = distil.train(student, rows.take(used), distil.fine_tuning(), settings, seed=seed, epochs=EPOCHS,
-                           max_steps=steps, evaluate=None if steps else judge, patience=PATIENCE)
-    if best["weights"]:
-        with torch.no_grad():
-            for name, value in student.named_parameters():
-                value.copy_(best["weights"][name])
+                           evaluate=judge, patience=PATIENCE)
+    with torch.no_grad():
+        for name, value in student.named_parameters():
+            value.copy_(best["weights"][name])
     student.classifier = own.to(student.classifier.weight.device)
     student.config.num_labels = own.out_features
     return outcome

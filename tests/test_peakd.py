@@ -233,10 +233,16 @@ def test_pretraining_keeps_the_best_epoch_and_discards_its_head(smoke, monkeypat
     assert not torch.equal(student.bert.pooler.dense.weight, before), "the pooler is carried over too"
 
 
-def test_pretraining_takes_exactly_the_steps_asked_for(smoke):
+def test_a_control_is_pretrained_exactly_as_the_run_that_it_controls(smoke):
+    """On the same labels, told which epoch the other kept, it ends with the very same weights after as many steps."""
     settings, rows = smoke
-    took = peakd.pretrain(bert.load("tiny", 2), rows, 2, settings, seed=0, steps=3)
-    assert took.steps == 3 and took.epochs == []
+    first, second, other = (bert.load("tiny", 2) for _ in range(3))
+    took = peakd.pretrain(first, rows, 2, settings, seed=0)
+    again = peakd.pretrain(second, rows, 2, settings, seed=0, keep=took.best["epoch"])
+    assert (again.steps, again.best["epoch"]) == (took.steps, took.best["epoch"])
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    shorter = peakd.pretrain(other, rows, 2, settings, seed=0, keep=1)
+    assert shorter.best["epoch"] == 1 and shorter.steps == 2 * -(-58 // settings.batch_size)
 
 
 # ---------------------------------------------------------------------------------------------------------- objective
@@ -333,9 +339,10 @@ def test_runs_report_what_they_cost(tmp_path, monkeypatch):
     assert 0.4 < plain["majority"]["dev"]["accuracy"] < 0.6 and set(plain["teacher"]) == {"held", "dev", "test"}
     assert plain["encoder"] == extra["encoder"] and plain["activation_bytes"] < extra["activation_bytes"]
     made = [record for record in Store().records("04_peakd") if record["spec"]["profile"] == "smoke"]
-    assert [record["spec"]["method"] for record in made] == ["Pea-KD"]  # the control's twin, which tells it its steps
+    assert [record["spec"]["method"] for record in made] == ["Pea-KD"]  # the control's twin, which tells it its epoch
     pea, = made
     assert extra["ptp_steps"] == pea["extra"]["ptp_steps"] > 0
+    assert extra["ptp_epoch"] == pea["extra"]["ptp_epoch"]
     assert (extra["alpha"], extra["beta"]) == (peakd.ALPHA, peakd.BETA)
     assert sum(pea["extra"]["label_counts"]) == 64 and "agreement" in control["metrics"]["dev"]
     assert sum(outcome("PTP-crossfit")["extra"]["label_counts"]) == 64

@@ -181,8 +181,8 @@ def _pretrained(spec: Spec, made, student) -> dict:
 
     train, settings, method = made.data.train, made.settings, spec.method.removeprefix("tune-")
     if method == "extra-finetune":
-        took = peakd.pretrain(student, train, made.task.outputs, settings, spec.seed, steps=_steps_of_ptp(spec))
-        return {"ptp_steps": took.steps, "ptp_seconds": took.seconds}
+        took = peakd.pretrain(student, train, made.task.outputs, settings, spec.seed, keep=_epoch_of_ptp(spec))
+        return {"ptp_steps": took.steps, "ptp_seconds": took.seconds, "ptp_epoch": took.best["epoch"]}
     if method not in PTP:
         return {}
     variant = PTP[method]
@@ -194,10 +194,10 @@ def _pretrained(spec: Spec, made, student) -> dict:
             "ptp_seconds": took.seconds, "ptp_epoch": took.best["epoch"], "ptp_loss": -took.best["dev"]["gain"]}
 
 
-def _steps_of_ptp(spec: Spec) -> int:
-    """The steps that PTP took before the Pea-KD run of this seed, which is made first where it is missing."""
+def _epoch_of_ptp(spec: Spec) -> int:
+    """The epoch that PTP kept before the Pea-KD run of this seed, which is made first where it is missing."""
     twin = replace(spec, method="Pea-KD")
-    return run_once(twin, run, Store(), wait=True)["extra"]["ptp_steps"]
+    return run_once(twin, run, Store(), wait=True)["extra"]["ptp_epoch"]
 
 
 # ------------------------------------------------------------------------------------------------ cross-fitted teachers
