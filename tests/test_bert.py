@@ -4,9 +4,18 @@ import copy
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
 
-from kdutils import bert
+from kdutils import bert, data, teacher
+from kdutils.experiments import stark_teachers
+from kdutils.profiles import Settings
 
 torch.set_num_threads(1)
 
@@ -192,6 +201,21 @@ def test_a_restored_student_still_shares(tmp_path):
     assert layers[1].attention.self.query.weight is layers[0].attention.self.key.weight
 
 
+def test_two_writers_of_one_process_id_do_not_share_a_partial_file(tmp_path, monkeypatch):
+    """Containers that share a disk number their processes alike."""
+    monkeypatch.setattr(bert.os, "getpid", lambda: 7)
+    partial, rename = [], bert.os.replace
+    monkeypatch.setattr(bert.os, "replace", lambda a, b: (partial.append(str(a)), rename(a, b)))
+    rows = data.load("synthetic", Settings(model="tiny", rows=20)).held
+    for _ in range(2):
+        bert.save(model(), tmp_path / "model.safetensors")
+        stark_teachers._write({"a": torch.ones(2)}, tmp_path / "scores.safetensors")
+        teacher.signals(model(), rows, cache=tmp_path)
+        next(path for path in tmp_path.iterdir() if len(path.stem) == 24).unlink()  # so that it is asked again
+    assert len(partial) == len(set(partial)) == 6
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "scores.safetensors"}
+
+
 def test_cast():
     made = shared(model())
     assert bert.cast(made, torch.float32) is made
@@ -253,6 +277,31 @@ def test_a_model_that_cannot_be_read_is_one_line(tmp_path):
         with pytest.raises(RuntimeError) as error:
             read(str(tmp_path))
         assert str(error.value).startswith("model: could not read") and "\n" not in str(error.value)
+        assert error.value._render_traceback_() == [f"RuntimeError: {error.value}"]  # all that a notebook shows
+
+
+@pytest.mark.parametrize(("kind", "got"), [
+    (RobertaForSequenceClassification, "without bert.embeddings.LayerNorm.bias"),
+    (RobertaModel, "a roberta"),  # not a name is missing, yet its positions start at 2
+])
+def test_a_checkpoint_of_another_architecture_is_refused(kind, got, tmp_path):
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    kind(RobertaConfig(vocab_size=50, max_position_embeddings=40, **small)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError) as error:
+        bert.load(str(tmp_path), 2)
+    assert str(error.value) == f"model: got {str(tmp_path)!r}, {got}; allowed: a checkpoint of BERT's architecture"
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM])
+def test_a_checkpoint_may_lack_head_and_pooler(kind, tmp_path):
+    torch.manual_seed(0)
+    made = kind(bert.tiny_config(layers=2, vocabulary=71))
+    made.save_pretrained(tmp_path)
+    first, again, other = (bert.load(str(tmp_path), 3, seed) for seed in (1, 1, 2))
+    assert bert.weights_hash(first) == bert.weights_hash(again) != bert.weights_hash(other)
+    read, kept = first.bert.state_dict(), getattr(made, "bert", made).state_dict()
+    assert len(read) - len(kept) == (2 if kind is BertForMaskedLM else 0)  # the pooler's weight and bias
+    assert all(torch.equal(read[name], value) for name, value in kept.items())
 
 
 def test_minilm_comes_from_its_wheel_or_else_from_the_hub(monkeypatch):

@@ -6,7 +6,6 @@ Torch is imported inside the functions: the plans, which name the constants here
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,12 +22,9 @@ SHORT = {"smoke": {"epochs": 1}}  # changes of settings, so that a chapter with 
 
 
 def _write(tensors: dict, path: Path) -> None:
-    from safetensors.torch import save_file
+    from kdutils import bert
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, partial)
-    os.replace(partial, path)
+    bert.write({name: value.contiguous().cpu() for name, value in tensors.items()}, path)
 
 
 def remembered(kind: str, about: str, make: Callable[[], dict]) -> dict:
