@@ -77,7 +77,8 @@ def missing(specs: Iterable[Spec]) -> None:
 
 
 def provenance(records: Iterable[Record]) -> None:
-    """Show where a chapter's numbers come from: its runs, their hours, commits, devices and versions."""
+    """Show where a chapter's numbers come from: its runs, their hours, commits, devices and versions, and the tasks
+    whose runs do not share one teacher."""
     records = list(records)
     tasks = pd.Series([r["spec"]["task"] for r in records]).value_counts(sort=False)
     commits = ", ".join(sorted({(r["commit"] or "unknown")[:7] + ("*" if r["dirty"] else "") for r in records}))
@@ -91,7 +92,21 @@ def provenance(records: Iterable[Record]) -> None:
         "commits": commits + (" (*: with changes that were not committed)" if "*" in commits else ""),
         "made": " to ".join(dict.fromkeys((days[0], days[-1]))),
     }
+    if several := _teachers(records):
+        rows["teachers"] = several
     table(pd.DataFrame(rows.items(), columns=["what", "value"]), "Where these numbers come from.")
+
+
+def _teachers(records: Iterable[Record]) -> str:
+    """The tasks that were taught by different teachers of one model, in one line, empty where there is none. Weights
+    are never published, so that every machine fine-tunes a teacher of its own. Older records do not say theirs."""
+    told: dict[tuple, set] = {}
+    for record in records:
+        if weights := record["extra"].get("teacher_weights"):
+            spec = record["spec"]
+            told.setdefault((spec["profile"], spec["task"], spec["settings"].get("model")), set()).add(weights)
+    return "; ".join(f"runs of {task} were taught by {len(found)} different teachers ({', '.join(sorted(found))})"
+                     for (_, task, _), found in told.items() if len(found) > 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers

@@ -27,7 +27,10 @@ def zero_weights(model, amount: float, seed: int):
 
 
 def remove_units(model, amount: float, seed: int):
-    """A copy of `model` without a random share `amount` of all its heads and of all its neurons, really removed."""
+    """A copy of `model` without a random share `amount` of all its heads and of all its neurons, really removed.
+    ValueError: an amount outside [0, 1]."""
+    if not 0 <= amount <= 1:
+        raise ValueError(f"amount: got {amount}; allowed: 0 to 1")
     generator, layers = torch.Generator().manual_seed(seed), model.bert.encoder.layer
     heads = torch.ones(len(layers), layers[0].attention.self.num_attention_heads, dtype=torch.bool)
     neurons = torch.ones(len(layers), layers[0].output.dense.in_features, dtype=torch.bool)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from kdutils import experiments, figures, params, tables
+from kdutils.experiments import common
 from kdutils.records import MissingRuns, Store
 
 matplotlib.use("agg")
@@ -151,6 +152,24 @@ def test_runs_are_looked_up_listed_and_traced(tmp_path, monkeypatch, capsys, sho
     rows = dict(shown[-1][0].data.itertuples(index=False))
     assert rows["runs"] == "3 (synthetic 3)" and rows["computing"].startswith("1.50 hours")
     assert rows["devices"] == "a processor" and "numpy" in rows["versions"]
+
+
+def test_runs_of_one_task_under_different_teachers_are_named(tmp_path, monkeypatch, shown):
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
+
+    def taught(task, weights, **changes):
+        extra = {"teacher_weights": weights} if weights else {}
+        spec = common.make("02_stark", "mini", task, "KD", len(list(tmp_path.rglob("*.json"))), **changes)
+        return Store().put(spec, {"metrics": {}, "extra": extra}, 1.0)
+
+    def row(*records):
+        figures.provenance(records)
+        return dict(shown[-1][0].data.itertuples(index=False)).get("teachers")
+
+    same = [taught("mrpc", "a"), taught("mrpc", "a"), taught("stsb", "b"), taught("mrpc", None)]
+    other_size = taught("mrpc", "c", model="large", depth=24)  # a teacher of another kind is another by intent
+    assert row(*same, other_size) is None and row(same[-1]) is None
+    assert row(*same, taught("mrpc", "d")) == "runs of mrpc were taught by 2 different teachers (a, d)"
 
 
 def test_with_train_what_is_missing_is_made_once(tmp_path, monkeypatch):

@@ -36,13 +36,17 @@ def teacher_spec(profile: str, task: str, settings: profiles.Settings, seed: int
 @dataclass(frozen=True)
 class Bench:
     """A task set up: its settings, data, fine-tuned teacher (eval mode) and that teacher's cached signals on every
-    split ("train", "held", "dev" and, where there is one, "test")."""
+    split ("train", "held", "dev" and, where there is one, "test").
+
+    `weights` is the hash of the fine-tuned teacher. It stays where a run puts another teacher made from that one in its
+    place: runs with the same hash began with the same teacher."""
 
     settings: profiles.Settings
     data: object
     teacher: object
     signals: dict
     device: str
+    weights: str
 
     @property
     def task(self) -> tasks.Task:
@@ -83,7 +87,8 @@ def _bench(profile: str, task: str, settings: profiles.Settings, states: bool) -
     splits = {"train": loaded.train} | loaded.evaluation
     asked = {k: teacher.signals(made, v, states=states, cache=Store().runs / "cache") for k, v in splits.items()}
     device = distil.best_device()
-    return Bench(settings, loaded, made, {k: s.to(device) for k, s in asked.items()}, str(device))
+    told = {k: s.to(device) for k, s in asked.items()}
+    return Bench(settings, loaded, made, told, str(device), bert.weights_hash(made))
 
 
 @functools.lru_cache(maxsize=8)
@@ -112,14 +117,15 @@ def majority(data) -> dict[str, dict]:
 
 
 def about(made: Bench) -> dict:
-    """What is recorded of the bench's teacher: its metrics on every evaluation set, its size, and for comparison the
-    metrics of a constant answer."""
+    """What is recorded of the bench's teacher: its metrics on every evaluation set, its size, the hash of the
+    fine-tuned one (see `Bench`), and for comparison the metrics of a constant answer."""
     from kdutils import bert
 
     told = {name: tasks.score(made.task, made.signals[name].logits.cpu().numpy(), rows.labels.numpy())
             for name, rows in made.data.evaluation.items()}
     size = bert.counts(made.teacher)["encoder"]
-    return {"teacher": told, "teacher_parameters": size, "majority": majority(made.data)}
+    return {"teacher": told, "teacher_parameters": size, "teacher_weights": made.weights,
+            "majority": majority(made.data)}
 
 
 def distil_student(made: Bench, student, objective, seed: int, evaluate: bool = True, **options):

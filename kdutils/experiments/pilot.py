@@ -74,16 +74,19 @@ def run(spec: Spec) -> dict:
 
 
 def _finetune(spec: Spec) -> dict:
-    """Fine-tune the bottom `layers` layers of the pre-trained encoder; the weights are kept for who builds on it."""
+    """Fine-tune the bottom `layers` layers of the pre-trained encoder; the weights are kept for who builds on it. The
+    hash recorded is the encoder's as it was published, before anything is cut from it."""
     from kdutils import bert, distil
 
     settings, data = common.settings_of(spec), common.load_data(spec)
-    model = bert.keep_layers(common.pretrained(settings, data, spec.seed), range(1, spec.args["layers"] + 1))
+    whole = bert.load(settings.model, data.task.outputs, spec.seed)
+    weights = bert.weights_hash(whole.bert)
+    model = bert.keep_layers(bert.trim(whole, data.vocabulary), range(1, spec.args["layers"] + 1))
     result = distil.train(model, data.train, distil.fine_tuning(), settings, seed=spec.seed,
                           epochs=settings.teacher_epochs, lr=settings.teacher_lr,
                           evaluate=distil.evaluator(data.task, data.evaluation))
     bert.save(model, Store().model_path(spec))
-    return common.outcome(result, **bert.counts(model), majority=common.majority(data))
+    return common.outcome(result, **bert.counts(model), majority=common.majority(data), weights=weights)
 
 
 def _sparse(model, spec: Spec):
@@ -108,7 +111,7 @@ def _measured(spec: Spec) -> dict:
     logits = {name: teacher.ask(model, rows).logits.numpy() for name, rows in sets.items()}
     metrics = {name: tasks.score(made.task, logits[name], rows.labels.numpy()) for name, rows in sets.items()}
     extra = {"encoder": bert.counts(model)["encoder"], "zero_share": zero_share(model)}
-    extra["majority"] = common.majority(made.data)
+    extra |= {"majority": common.majority(made.data), "teacher_weights": made.weights}
     if not made.task.regression:
         name = "test" if "test" in sets else "dev"
         extra["reliability"] = reliability(logits[name], sets[name].labels.numpy())
@@ -124,4 +127,5 @@ def _distil(spec: Spec) -> dict:
     sparse = _sparse(made.teacher, spec)
     taught = teacher.signals(sparse, made.data.train, cache=Store().runs / "cache").to(made.device)
     student = bert.keep_layers(made.teacher, made.settings.layers)
-    return common.distil_student(made, student, distil.stark_kd(taught, made.settings.tau), spec.seed)
+    result = common.distil_student(made, student, distil.stark_kd(taught, made.settings.tau), spec.seed)
+    return result | {"extra": result["extra"] | {"teacher_weights": made.weights}}
