@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import nn
@@ -29,13 +30,13 @@ def share(student, swap: bool = True, top: int | None = None):
 
     Step 1 (`swap=False`) repeats them as they are: 1..n, 1..n. Step 2 also lets each repeated layer use the query
     parameters, weights and biases, as key and the key parameters as query. No parameter is added. The paper's six-layer
-    student shares three: 1..6, 4', 5', 6' (`top=3`). ValueError: `top` outside 1..n.
+    student shares three: 1..6, 4', 5', 6' (`top=3`). ValueError: a `top` that is no integer from 1 to n.
     """
     made = copy.deepcopy(student)
     layers = list(made.bert.encoder.layer)
     top = len(layers) if top is None else top
-    if not 1 <= top <= len(layers):
-        raise ValueError(f"top: got {top}; allowed: 1..{len(layers)}")
+    if type(top) is not int or not 1 <= top <= len(layers):
+        raise ValueError(f"top: got {top!r}; allowed: 1..{len(layers)}")
     upper = [_again(layer) for layer in layers[-top:]]
     return _restack(made, [*layers, *(map(_swapped, upper) if swap else upper)])
 
@@ -98,18 +99,22 @@ def ptp_labels(logits: torch.Tensor, labels: torch.Tensor, threshold: float, var
 
     Confidence is the largest softmax probability and counts as such above the threshold, not at it. "ptp": 0
     confidently correct, 1 unconfidently correct, 2 confidently wrong, 3 unconfidently wrong. "ptp-1": 0 correct, 1
-    wrong. "ptp-2": 0 confident, 1 not. ValueError: another variant, a threshold outside [0.5, 1], shapes that do not
-    fit, or a regression, which has no classes.
+    wrong. "ptp-2": 0 confident, 1 not. ValueError: another variant, a threshold that is no number in [0.5, 1], shapes
+    that do not fit, logits that are not finite, labels outside the classes, or a regression, which has none.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant: got {variant!r}; allowed: {', '.join(VARIANTS)}")
-    if not 0.5 <= threshold <= 1:
-        raise ValueError(f"threshold: got {threshold}; allowed: 0.5 to 1")
+    if not isinstance(threshold, Real) or not 0.5 <= threshold <= 1:
+        raise ValueError(f"threshold: got {threshold!r}; allowed: 0.5 to 1")
     if labels.is_floating_point():
         raise ValueError(f"labels: got {labels.dtype}, a regression; allowed: classes (int64)")
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
         shapes = f"{tuple(logits.shape)} for labels {tuple(labels.shape)}"
         raise ValueError(f"logits: got {shapes}; allowed: (n, classes) for (n,)")
+    if not logits.isfinite().all():
+        raise ValueError("logits: got NaN or infinity; allowed: finite numbers")
+    if outside := set(labels.tolist()) - set(range(logits.shape[1])):
+        raise ValueError(f"labels: got {min(outside)}; allowed: 0..{logits.shape[1] - 1}")
     confidence, guess = logits.softmax(-1).max(-1)
     wrong, unsure = (guess != labels).long(), (confidence <= threshold).long()
     return {"ptp": 2 * wrong + unsure, "ptp-1": wrong, "ptp-2": unsure}[variant]

@@ -65,8 +65,8 @@ def test_only_the_top_layers_are_repeated_in_order(student):
     layers = peakd.share(student, top=2).bert.encoder.layer
     weights = [id(layer.intermediate.dense.weight) for layer in layers]
     assert weights[3:] == weights[1:3] and len(set(weights)) == 3
-    for wrong in (0, 4):
-        with pytest.raises(ValueError, match=rf"top: got {wrong}; allowed: 1..3"):
+    for wrong in (0, 4, 2.0, "two", True):
+        with pytest.raises(ValueError, match=rf"top: got {wrong!r}; allowed: 1..3"):
             peakd.share(student, top=wrong)
 
 
@@ -191,11 +191,16 @@ def test_confidence_at_the_threshold_is_not_confidence():
     ({"threshold": 0.49}, "threshold: got 0.49; allowed: 0.5 to 1"),
     ({"threshold": 1.01}, "threshold: got 1.01"),
     ({"threshold": math.nan}, "threshold: got nan"),
+    ({"threshold": "0.9"}, "threshold: got '0.9'; allowed: 0.5 to 1"),
+    ({"threshold": None}, "threshold: got None"),
     ({"variant": "ptp-3"}, "variant: got 'ptp-3'; allowed: ptp, ptp-1, ptp-2"),
     ({"labels": torch.zeros(3, dtype=torch.long)}, r"logits: got \(2, 2\) for labels \(3,\)"),
     ({"logits": torch.zeros(2, 1)}, r"logits: got \(2, 1\)"),
     ({"logits": torch.zeros(2)}, r"logits: got \(2,\)"),
+    ({"logits": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])}, "logits: got NaN or infinity; allowed: finite numbers"),
     ({"labels": torch.zeros(2)}, "labels: got torch.float32, a regression; allowed: classes"),
+    ({"labels": torch.tensor([0, 2])}, r"labels: got 2; allowed: 0\.\.1"),
+    ({"labels": torch.tensor([-1, 0])}, r"labels: got -1; allowed: 0\.\.1"),
 ])  # fmt: skip
 def test_bad_ptp_input_is_one_clear_line(change, message):
     good = {"logits": torch.zeros(2, 2), "labels": torch.zeros(2, dtype=torch.long), "threshold": 0.9}
@@ -353,7 +358,7 @@ def test_runs_report_what_they_cost(tmp_path, monkeypatch):
 def fake(method, seed, score, task="mrpc", **more):
     extra = {"extra_layers": 3.0, "extra_effective": 6.0, "extra_encoder": 5e6, "extra_activation_bytes": 2e6,
              "extra_step_seconds": 0.1, "extra_train_seconds": 30.0, "extra_teacher_test_matthews": 0.5,
-             "extra_majority_test_matthews": 0.0}
+             "extra_majority_test_matthews": 0.0, "extra_majority_dev_f1": 0.812, "extra_teacher_dev_f1": 0.85}
     return {"chapter": "04_peakd", "task": task, "method": method, "seed": seed, "test_matthews": score,
             "dev_matthews": 0.9, "best_dev_f1": 0.8} | extra | more  # fmt: skip
 
@@ -373,7 +378,8 @@ def test_tables_of_the_chapter_take_the_usual_runs_only(table):
     assert score["PatientKD"] == "31.0 ± 2.5 (3)" and "SPS-1" not in score  # 4.303 * 1 / sqrt(3)
     assert (score["teacher"], score["constant answer"]) == ("50.0", "0.0")
     paper = page.rebuilt(table, methods, "paper").set_index("method")["mrpc f1"]
-    assert list(paper.index) == ["PatientKD", "Pea-KD"] and paper["Pea-KD"].startswith("80.0")
+    assert list(paper.index) == ["PatientKD", "Pea-KD", "teacher", "constant answer"]
+    assert paper["Pea-KD"].startswith("80.0") and (paper["teacher"], paper["constant answer"]) == ("85.0", "81.2")
     assert page.rebuilt(table, ["PatientKD"], init="bottom")["mrpc matthews"].tolist() == ["80.0 (1)", "50.0", "0.0"]
     assert page.costs(table, ("PatientKD", "SPS-2"), "mrpc")["n"].tolist() == [3]
 
@@ -392,6 +398,7 @@ def test_label_shares_the_sweep_and_the_depths(table):
     assert len(page.depths(table)) == 6
     depths = page.by_depth(table)
     assert depths["independent layers"].tolist() == [1.0, 3.0] and depths["PatientKD"][0] == "90.0 (1)"
+    assert depths["teacher"].tolist() == ["50.0", "50.0"] and depths["constant answer"].tolist() == ["0.0", "0.0"]
     for empty in (page.shares(table[:3]), page.thresholds(table[:3])):
         assert empty.empty and "task" in empty
 
@@ -410,9 +417,13 @@ def test_claims_and_curves(table):
     told = tables.judged(table, "04_peakd", "mini")
     assert told.loc["peakd-beats-patient", "verdict"] == "undecided", "fewer than five seeds"
     assert told.loc["sps-step-1", "verdict"] == "no runs yet"
-    record = {"spec": {"task": "mrpc", "method": "SPS-2", "args": {}}, "curve": [[5, 1.0], [10, 0.5]]}
+    record = {"spec": {"task": "mrpc", "method": "SPS-2", "args": {}, "seed": 0}, "curve": [[5, 1.0], [10, 0.5]]}
     deeper = {"spec": record["spec"] | {"args": {"layers": 1}}, "curve": [[5, 9.0]]}
     assert page.curves([record, deeper], ["SPS-2"])["loss"].tolist() == [1.0, 0.5]
+    rival, alone = ({"spec": record["spec"] | {"method": method, "seed": seed}, "curve": [[5, 2.0]]}
+                    for method, seed in (("Pea-KD", 0), ("SPS-2", 1)))
+    shared = page.curves([record, rival, alone], ["SPS-2", "Pea-KD", "PTP-1"])
+    assert set(shared["seed"]) == {0} and set(shared["method"]) == {"SPS-2", "Pea-KD"}
     printed = tables.printed("peakd-4").set_index("row").loc["SPS-2"]
     assert (printed["mrpc f1"], printed["parameters, millions"], printed["average"]) == (86.8, 21.3, 83.0)
 
