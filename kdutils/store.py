@@ -23,6 +23,8 @@ SCHEMA = 1
 RECIPE = 1  # raised only when the golden smoke curve changes; records of an older recipe are stale
 CURVE_POINTS = 50
 _OUTCOME = {"metrics": {}, "best": {}, "losses": {}, "curve": [], "extra": {}}
+_TYPES = {"recipe": int, **{name: type(empty) for name, empty in _OUTCOME.items()}, "seconds": (int, float),
+          "device": str, "versions": dict, "commit": (str, type(None)), "dirty": (bool, type(None)), "created": str}
 
 
 class Busy(Exception):
@@ -58,10 +60,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _parse(text: str, name: str, chapter: str, key: str | None = None) -> Record | None:
-    """The record in `text`; None, with a warning that names the place, where it is torn or foreign."""
+    """The record in `text`; None, with a warning that names the place, where it is torn or foreign: no reader of the
+    others may stop for a field that one lacks."""
     try:
         record = json.loads(text)
-        whole = record["schema"] == SCHEMA and isinstance(record["recipe"], int) and set(_OUTCOME) <= set(record)
+        whole = record["schema"] == SCHEMA and all(isinstance(record[name], kind) for name, kind in _TYPES.items())
         # A record whose spec no longer gives its key was written when some setting had another default.
         at_home = record["key"] == key_of(record["spec"]) and record["spec"]["chapter"] == chapter
         if whole and at_home and key in (None, record["key"]):
@@ -124,13 +127,13 @@ class Store:
         return path
 
     def get(self, spec: Spec) -> Record | None:
-        """The run's record, from the working store or else the published one; None where there is none of this recipe.
+        """The run's record, the same one of the two places' that `records` and publishing take; None where there is
+        none of this recipe.
 
         The record may be shared with other callers: do not change it.
         """
-        record = _read(self.path(spec))
-        if record is None or record["recipe"] != RECIPE:
-            record = _read_published(self.published / f"{spec.chapter}.jsonl").get(spec.key)
+        both = _read(self.path(spec)), _read_published(self.published / f"{spec.chapter}.jsonl").get(spec.key)
+        record = _unite(filter(None, both)).get(spec.key)
         return record if record is not None and record["recipe"] == RECIPE else None
 
     def put(self, spec: Spec, outcome: dict, seconds: float) -> Record:

@@ -158,6 +158,20 @@ def test_torn_and_foreign_files_are_no_records(here, text):
         assert here.records("01_pilot") == []
 
 
+@pytest.mark.parametrize("name", ["created", "seconds", "device", "versions", "commit", "dirty", "metrics", "best",
+                                  "losses", "curve", "extra"])
+def test_a_record_without_one_of_its_fields_does_not_stop_a_chapter(here, name):
+    good = here.put(a_spec(1), OUTCOME, 1.0)
+    record = here.put(a_spec(), OUTCOME, 1.0)
+    of_another_type = "long" if name == "seconds" else 5
+    for foreign in ({k: v for k, v in record.items() if k != name}, record | {name: of_another_type}):
+        here.path(a_spec()).write_text(json.dumps(foreign))
+        with pytest.warns(UserWarning, match="torn or foreign"):
+            assert here.get(a_spec()) is None
+        with pytest.warns(UserWarning, match="torn or foreign"):
+            assert here.records("01_pilot") == [good]
+
+
 def test_every_truncation_of_a_record_is_refused(here):
     here.put(a_spec(), OUTCOME, 1.0)
     whole = here.path(a_spec()).read_text()
@@ -392,6 +406,19 @@ def test_published_records_are_found_without_the_working_store(tmp_path, here):
     Store(tmp_path / "more", here.published).put(a_spec(1), OUTCOME, 1.0)
     publish("01_pilot", Store(tmp_path / "more", here.published))
     assert fresh.get(a_spec(1))  # the file has changed under a store that had read it
+
+
+@pytest.mark.parametrize("published_first", [True, False])
+def test_a_run_made_in_two_places_is_looked_up_as_it_is_published(here, published_first):
+    """The one made first, wherever it stands: a table and the page that looks a run up must not differ."""
+    made = [here.put(a_spec(), OUTCOME | {"losses": {"total": value}}, 1.0) for value in (0.5, 0.7)]
+    for record in made if published_first else made[::-1]:  # the last one stays in the working store
+        here.path(a_spec()).write_text(json.dumps(record))
+        if not here.published.exists():
+            publish(store=here)
+    assert here.get(a_spec()) == here.records("01_pilot")[0] == made[0]
+    publish(store=here)
+    assert Store(here.runs / "none", here.published).get(a_spec()) == made[0]
 
 
 def test_a_torn_published_line_is_named_and_skipped(here):
