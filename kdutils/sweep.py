@@ -188,12 +188,16 @@ def environments(
     """The environment of each worker process: its threads, its GPU, and the store.
 
     There are `workers` of them, or more where the GPUs have room for more; `gpus=None` takes those of this machine and
-    `[]` none. Threads: the cores divided by the workers.
+    `[]` none. Threads: the cores divided by the workers. ValueError: a number below 1, or a GPU that is not here, since
+    PyTorch would train on the CPU without a word.
     """
     for name, value in {"workers": workers, "per_gpu": per_gpu, "threads": 1 if threads is None else threads}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: got {value!r}; allowed: integers from 1")
-    found = gpus_here() if gpus is None else [str(gpu) for gpu in gpus]
+    here = gpus_here() if gpus is None or len(gpus) else []
+    found = here if gpus is None else [str(gpu) for gpu in gpus]
+    if absent := [gpu for gpu in found if gpu not in here]:
+        raise ValueError(f"gpus: got {', '.join(absent)}; allowed: {', '.join(here) or 'none'} (of this machine)")
     count = max(workers, len(found) * per_gpu)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = {"OMP_NUM_THREADS": str(threads or max(1, cores // count)), "KDUTILS_RUNS": str(store.runs),

@@ -126,6 +126,7 @@ def test_a_run_held_elsewhere_is_waited_for_but_nothing_else_is(here, monkeypatc
 
 def test_threads_and_gpus_reach_the_workers_before_torch_does(here, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setattr(sweep, "gpus_here", lambda: ["3", "4", "5"])
     specs = [a_spec(seed, sleep=0.5) for seed in range(4)]
     sweep_it(specs, here, workers=4, gpus=["3", "5"])
     seen = [attempts(here, spec)[0].split()[1:] for spec in specs]
@@ -156,6 +157,15 @@ def test_places(here, monkeypatch):
     monkeypatch.setattr(sweep, "gpus_here", lambda: ["0", "1"])
     assert [p["CUDA_VISIBLE_DEVICES"] for p in sweep.environments(3, None, 1, 1, here)] == ["0", "1", "0"]
     assert [p["CUDA_VISIBLE_DEVICES"] for p in sweep.environments(1, None, 2, 1, here)] == ["0", "1"] * 2
+
+
+@pytest.mark.parametrize(("here_are", "allowed"), [([], "none"), (["0", "2"], "0, 2")])
+def test_gpus_that_are_not_here_are_refused(here, monkeypatch, here_are, allowed):
+    monkeypatch.setattr(sweep, "gpus_here", lambda: here_are)
+    with pytest.raises(ValueError) as error:
+        sweep_it(SPECS, here, gpus=["1", "7"])
+    assert str(error.value) == f"gpus: got 1, 7; allowed: {allowed} (of this machine)" and not here.runs.exists()
+    assert sweep.environments(1, here_are, 1, 1, here)[0]["CUDA_VISIBLE_DEVICES"] == "".join(here_are[:1])
 
 
 def test_visible_gpus_are_found(monkeypatch):
@@ -476,6 +486,7 @@ def test_command_line_runs_reports_and_goes_on(command, tmp_path):
     (["01_pilot", "--shard", "2"], "shard: got '2'; allowed: i/n"),
     (["01_pilot", "--limit", "0"], "limit: got 0"),
     (["01_pilot", "--workers", "0"], "workers: got 0"),
+    (["01_pilot", "--gpus", "98,99", "--dry-run"], "gpus: got 98, 99; allowed: "),
     (["01_pilot", "--pack", "0"], "pack: got 0; allowed: integers from 1, or auto"),
     (["01_pilot", "--pack", "few", "--dry-run"], "pack: got 'few'; allowed: integers from 1, or auto"),
     (["--list", "nowhere"], "list: got 'nowhere'; allowed: a file of specs"),
