@@ -24,6 +24,17 @@ BAD = [
     ({"seeds": int}, {"seeds": True}, "seeds: got True, bool; allowed: a whole number"),
     ({"lr": float}, {"lr": "1e-4"}, "lr: got '1e-4', str; allowed: a number (YAML: 1.0e-4)"),
     ({"lr": float}, {"lr": False}, "lr: got False, bool; allowed: a number (YAML: 1.0e-4)"),
+    ({"lr": float}, {"lr": float("nan")}, "lr: got nan, float; allowed: a number (YAML: 1.0e-4)"),
+    ({"lr": float}, {"lr": float("-inf")}, "lr: got -inf, float; allowed: a number (YAML: 1.0e-4)"),
+    ({"tau": params.Positive}, {"tau": 0.0}, "tau: got 0.0, float; allowed: a number above 0 (YAML: 1.0e-4)"),
+    ({"tau": params.Positive}, {"tau": -2}, "tau: got -2, int; allowed: a number above 0 (YAML: 1.0e-4)"),
+    ({"tau": params.Positive}, {"tau": float("nan")}, "tau: got nan, float; allowed: a number above 0 (YAML: 1.0e-4)"),
+    ({"tau": params.Positive}, {"tau": "2"}, "tau: got '2', str; allowed: a number above 0 (YAML: 1.0e-4)"),
+    ({"task": ""}, {}, "task: got '' for profile 'mini'; allowed: all, mrpc, sst2, stsb, rotten, rte"),
+    ({"profile": ""}, {}, "profile: got ''; allowed: smoke, demo, mini, paper"),
+    ({"profile": None}, {"profile": None}, "profile: got None; allowed: text"),
+    ({"task": None}, {"task": None}, "task: got None; allowed: text"),
+    ({"train": None}, {"train": None}, "train: got None; allowed: True or False, with a capital"),
     ({"student": ("dropped", "pruned")}, {"student": "thin"}, "student: got 'thin'; allowed: 'dropped', 'pruned'"),
     ({}, {"seedz": 5}, "seedz: unknown parameter; allowed: profile, task, train"),
     ({"seeds": int}, {"seeds": 5, "Train": True}, "Train: unknown parameter; allowed: profile, task, train, seeds"),
@@ -45,6 +56,8 @@ def test_good_inputs():
     params.check(NAMES, **(GOOD | {"task": "rte", "train": True}))
     params.check({}, "00_distillation", profile="smoke", task="synthetic")
     params.check({"tau": 2}, "00_distillation", tau=float)
+    params.check({"tau": 0.5}, "00_distillation", tau=params.Positive)
+    params.check({"tau": 2}, "00_distillation", tau=params.Positive)
     with pytest.raises(params.BadParameter, match="profile: unknown parameter; allowed: tau"):
         params.check({"tau": 2, "profile": "mini"}, "00_distillation", tau=float)
 
@@ -70,6 +83,15 @@ def test_papermill_fails_with_the_one_line(tmp_path):
     errors = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs
               if output.output_type == "error"]
     assert [error.traceback for error in errors] == [[line]] and errors[0].ename == "BadParameter"
+
+
+@pytest.mark.parametrize("name, value, line", [
+    ("task", "", "task: got '' for profile 'mini'; allowed: all, mrpc, sst2, stsb, rotten, rte"),
+    ("profile", "None", "profile: got None; allowed: text"),
+])
+def test_papermill_s_empty_values_are_refused(tmp_path, name, value, line):
+    done, _ = run(tmp_path, "-p", name, value)
+    assert done.returncode != 0 and line in done.stderr
 
 
 def test_papermill_runs_with_good_parameters_and_not_with_an_unknown_one(tmp_path):
