@@ -249,20 +249,26 @@ def fresh_head(model, seed: int, outputs: int | None = None):
     return model
 
 
+def widths(model) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(layers, heads) and (layers, neurons): the shapes of gates and scores. ValueError: layers of different widths."""
+    layers = model.bert.encoder.layer
+    heads = {layer.attention.self.num_attention_heads for layer in layers}
+    neurons = {layer.output.dense.in_features for layer in layers}
+    if len(heads) > 1 or len(neurons) > 1:
+        raise ValueError("model: gates need layers of one width; allowed: a model that is not pruned yet")
+    return (len(layers), heads.pop()), (len(layers), neurons.pop())
+
+
 class Gates:
     """Multiplicative gates, all ones, on every head's context (xi, [layers, heads]) and every FFN neuron after GELU
     (nu, [layers, neurons]); `remove()` takes them off again. A gate of zero equals physical removal."""
 
     def __init__(self, model, requires_grad: bool = False):
-        layers, device = model.bert.encoder.layer, model.classifier.weight.device
-        heads = {layer.attention.self.num_attention_heads for layer in layers}
-        neurons = {layer.output.dense.in_features for layer in layers}
-        if len(heads) > 1 or len(neurons) > 1:
-            raise ValueError("model: gates need layers of one width; allowed: a model that is not pruned yet")
-        self.heads = torch.ones(len(layers), heads.pop(), device=device, requires_grad=requires_grad)
-        self.neurons = torch.ones(len(layers), neurons.pop(), device=device, requires_grad=requires_grad)
+        device = model.classifier.weight.device
+        self.heads, self.neurons = (torch.ones(shape, device=device, requires_grad=requires_grad)
+                                    for shape in widths(model))
         self._hooks = []
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(model.bert.encoder.layer):
             size = layer.attention.self.attention_head_size
             self._hook(layer.attention.output.dense, lambda i=i, s=size: self.heads[i].repeat_interleave(s))
             self._hook(layer.output.dense, lambda i=i: self.neurons[i])
