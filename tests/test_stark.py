@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
-from kdutils import bert, experiments, stark
+from kdutils import bert, experiments, losses, stark, tasks
 from kdutils.experiments import common
 from kdutils.experiments import stark as chapter
 from kdutils.experiments import stark_auto as auto
 from kdutils.experiments import stark_teachers as teachers
 from kdutils.store import Store
+from kdutils.teacher import ask
 
 torch.set_num_threads(1)
 LAYERS, HEADS, NEURONS = 3, 4, 64
@@ -112,6 +115,23 @@ def test_a_teacher_that_equals_its_student_still_has_friendliness():
     assert torch.autograd.grad(kl, z)[0].abs().max() < 1e-6  # what KL would have said
 
 
+def test_a_regressions_friendliness_is_zero_where_its_student_agrees():
+    """The official code's squared error: as KL's, its gradient is zero there."""
+    teacher, rows = model(1, seed=1), batch(labels=torch.linspace(0, 5, 6))
+    found = stark.score(teacher, teacher, [rows])
+    assert found.head_friendliness.eq(0).all() and found.neuron_friendliness.eq(0).all()
+    torch.testing.assert_close(found.head_expressiveness.norm(dim=1), torch.ones(LAYERS), atol=1e-4, rtol=0)
+
+
+def test_a_batch_takes_one_forward_pass_and_two_backward_passes(monkeypatch):
+    teacher, student, passes = model(seed=1), model(seed=2), []
+    forward, backward = bert.forward, torch.autograd.grad
+    monkeypatch.setattr(bert, "forward", lambda asked, *rest: passes.append(asked) or forward(asked, *rest))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append("back") or backward(*a, **k))
+    stark.score(teacher, student, [batch(), batch(seed=1), batch(seed=2)])
+    assert [passes.count(x) for x in (teacher, student, "back")] == [3, 3, 6]
+
+
 def test_norms_interpolation_and_shapes():
     found = stark.score(model(seed=1), model(seed=2), [batch(), batch(rows=3, seed=1)])
     for scores, units in ((found.head_expressiveness, HEADS), (found.head_friendliness, HEADS),
@@ -126,11 +146,20 @@ def test_norms_interpolation_and_shapes():
 
 def test_scoring_leaves_both_models_as_they_were_and_stores_no_gradient():
     teacher, student = model(seed=1).train(), model(seed=2).train()
+    teacher.bert.embeddings.eval()  # as of a model of which only a part is trained
+    student.bert.encoder.eval()
     teacher.classifier.bias.requires_grad_(False)
-    before = bert.weights_hash(teacher), [p.requires_grad for p in teacher.parameters()]
+
+    def state():
+        modes = [module.training for m in (teacher, student) for module in m.modules()]
+        return modes, bert.weights_hash(teacher), [p.requires_grad for p in teacher.parameters()]
+
+    before = state()
     stark.score(teacher, student, [batch()])
-    assert (bert.weights_hash(teacher), [p.requires_grad for p in teacher.parameters()]) == before
-    assert teacher.training and student.training
+    assert state() == before
+    with pytest.raises(ValueError, match="student: got"):
+        stark.score(teacher, model(3), [batch()])
+    assert state() == before
     assert all(p.grad is None for m in (teacher, student) for p in m.parameters())
     assert not any(m._forward_pre_hooks for m in teacher.modules())
 
@@ -140,6 +169,20 @@ def test_a_students_kept_logits_do_as_well_as_the_student():
     logits = bert.forward(student, rows)[0].detach()
     found = stark.score(teacher, lambda b: logits[b["index"]], [rows])
     torch.testing.assert_close(found.neuron_friendliness, stark.score(teacher, student, [rows]).neuron_friendliness)
+
+
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_gradients_are_switched_on_while_scoring(switched_off, outputs):
+    teacher, student, labels = model(outputs, 1), model(outputs, 2), torch.rand(6) if outputs == 1 else None
+    expected, weights = (f(teacher, student, [batch(labels=labels)]) for f in (stark.score, stark.score_weights))
+    with switched_off():
+        rows = batch(labels=None if labels is None else labels.clone())
+        logits = bert.forward(student, rows)[0]
+        found = stark.score(teacher, lambda _: logits, [rows])
+        assert torch.equal(stark.expressiveness(teacher, [rows])[0], expected.head_expressiveness)
+        assert torch.equal(stark.score_weights(teacher, student, [rows])[0][0], weights[0][0])
+    assert all(torch.equal(value, vars(expected)[name]) for name, value in vars(found).items())
 
 
 def test_dropout_is_off_while_scoring():
@@ -164,6 +207,16 @@ def test_units_are_ranked_over_all_layers(sparsity, expected):
 
 def test_of_equal_scores_the_earlier_goes():
     assert stark.kept(torch.ones(2, 3), 0.5).int().tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_units_are_counted_without_touching_the_model(monkeypatch):
+    teacher, (heads, neurons) = model(seed=1), scores_that_empty(0, 2)
+    assert bert.widths(teacher) == ((LAYERS, HEADS), (LAYERS, NEURONS))
+    monkeypatch.setattr(bert, "Gates", None)
+    assert stark.random_scores(teacher, 0)[0].shape == (LAYERS, HEADS)
+    sparse = stark.sparsify(teacher, heads, neurons, 0.5)
+    with pytest.raises(ValueError, match="model: gates need layers of one width; allowed: a model that is not pruned"):
+        stark.sparsify(sparse, heads, neurons, 0.5)
 
 
 def scores_that_empty(heads_of: int, neurons_of: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,6 +253,7 @@ def test_removal_makes_the_matrices_smaller_by_the_share():
     assert sum(layer.output.dense.in_features for layer in layers) == LAYERS * NEURONS * 3 // 4
     assert bert.counts(sparse)["encoder"] < bert.counts(teacher)["encoder"]
     assert bert.counts(sparse)["embeddings"] == bert.counts(teacher)["embeddings"]
+    assert bert.weights_hash(stark.sparsify(teacher, heads, neurons, [0.5, 0.25])) == bert.weights_hash(sparse)
 
 
 def test_random_scores_depend_on_the_seed_only():
@@ -208,10 +262,13 @@ def test_random_scores_depend_on_the_seed_only():
     assert not torch.equal(first[0], other[0]) and first[1].shape == (LAYERS, NEURONS)
 
 
-def test_unstructured_scores_and_removal():
-    teacher, student, rows = model(seed=1), model(seed=2), batch()
-    found = stark.score_weights(teacher, student, [rows], lam=1.0)
-    F.cross_entropy(bert.forward(teacher, rows)[0], rows["labels"]).backward()
+@pytest.mark.parametrize("lam", [1.0, 0.0])
+def test_unstructured_scores_and_removal(lam):
+    teacher, student, rows, tau = model(seed=1), model(seed=2), batch(), 3.0
+    found = stark.score_weights(teacher, student, [rows], tau, lam)
+    z, z_s = bert.forward(teacher, rows)[0], bert.forward(student, rows)[0].detach()
+    soft = F.cross_entropy(z_s / tau, F.softmax(z / tau, -1))
+    (lam * F.cross_entropy(z, rows["labels"]) + (1 - lam) * soft).backward()
     for scores, matrices in zip(found, stark.weight_matrices(teacher), strict=True):
         assert len(scores) == 6
         raw = [(w * w.grad).abs().detach() for w in matrices]
@@ -223,6 +280,12 @@ def test_unstructured_scores_and_removal():
     flat = torch.cat([s.flatten() for layer in found for s in layer])
     assert int(zeroed.sum()) == round(0.3 * len(flat)) and flat[zeroed].max() <= flat[~zeroed].min()
     assert not any((w == 0).any() for layer in stark.weight_matrices(teacher) for w in layer)
+
+
+def test_unstructured_scores_are_interpolated():
+    both, p, q = (stark.score_weights(model(seed=1), model(seed=2), [batch()], lam=lam) for lam in (0.25, 1.0, 0.0))
+    for mixed, first, second in zip(*(itertools.chain(*x) for x in (both, p, q)), strict=True):
+        torch.testing.assert_close(mixed, 0.25 * first + 0.75 * second)
 
 
 # ------------------------------------------------------------------------------------------------- automatic sparsity
@@ -259,6 +322,61 @@ def test_the_bandwidth_decides_what_is_one_cluster():
     assert stark.density_peak(values, bandwidth=2.0).sparsity == pytest.approx(0.5, abs=0.02)
 
 
+def test_thousands_of_neurons_get_a_curve_as_fine_as_their_bandwidth():
+    """One far neuron stretches the curve: 512 points would be further apart than the bandwidth (and say 42 %)."""
+    from scipy.stats import gaussian_kde
+
+    neurons = np.append(mixture((0.01, 0.002, 6000), (0.02, 0.002, 3215)), 1.0)
+    started = time.process_time()
+    peak = stark.density_peak(neurons)
+    assert time.process_time() - started < 2
+    width = 9216**-0.2 * neurons.std(ddof=1)
+    assert np.diff(peak.x).max() <= 1.001 * width / 8
+    assert peak.peak == pytest.approx(0.0101, abs=2e-4) and peak.sparsity == pytest.approx(0.34, abs=0.01)
+    places = slice(0, len(peak.x) // 10, 20)
+    assert peak.density[places] == pytest.approx(gaussian_kde(neurons)(peak.x[places]), rel=1e-9, abs=1e-12)
+    heads = torch.tensor(mixture((0.4, 0.1, 72)).reshape(6, 12))
+    c = stark.density_peak(stark.Scores(heads, heads, *[torch.tensor(neurons).view(6, -1)] * 2), "C")
+    assert c.neuron_sparsity == peak.sparsity and c.sparsity == pytest.approx(0.5, abs=0.02)
+
+
+def test_only_reading_c_needs_the_neurons():
+    heads = torch.tensor(mixture((0.4, 0.1, 12))).view(LAYERS, HEADS)
+    scores = stark.Scores(heads, heads, *[torch.ones(LAYERS, NEURONS)] * 2)
+    assert all(0.4 < stark.density_peak(scores, reading).sparsity < 0.6 for reading in "ABD")
+    with pytest.raises(ValueError, match="scores: got 1 distinct"):
+        stark.density_peak(scores, "C")
+
+
+def ranked(gaps: np.ndarray) -> np.ndarray:
+    """The ascending sequence with these gaps between neighbours."""
+    return np.concatenate([[0.0], gaps.cumsum()])
+
+
+RANKS = np.arange(99)
+DENSE_AT_30 = 1 + 0.01 * RANKS - 0.9 * np.exp(-(((RANKS - 30) / 8) ** 2))  # sparser before, and denser at the start
+
+
+@pytest.mark.parametrize("bandwidth", [0.25, 0.5, 1.0])
+def test_along_the_rank_an_end_is_no_peak(bandwidth):
+    peak = stark.density_peak(ranked(DENSE_AT_30), "D", bandwidth)
+    assert peak.density[0] > peak.density[1]
+    assert peak.sparsity == pytest.approx(0.30, abs=0.03) and peak.peak == pytest.approx(30.5, abs=3)
+
+
+def test_along_the_rank_a_curve_without_peaks_is_highest_at_an_end():
+    rising = 1 + 0.01 * RANKS
+    assert stark.density_peak(ranked(rising), "D").sparsity == pytest.approx(1.5 / 100, abs=0.006)
+    assert stark.density_peak(ranked(rising[::-1]), "D").sparsity == 0.99
+
+
+def test_along_the_rank_two_scores_that_happen_to_be_equal_make_no_peak():
+    equal = DENSE_AT_30.copy()
+    equal[12] = 1e-6
+    assert stark.density_peak(ranked(equal), "D", 0.5).sparsity == pytest.approx(0.30, abs=0.02)
+    assert stark.density_peak(ranked(equal), "D", 0.01).peak == 13.5  # where nothing is smoothed
+
+
 def test_readings_b_c_and_d():
     shape = (10, 10)
     p, q = (torch.tensor(mixture((mean, 0.02, 100))).float().view(shape) for mean in (0.6, 0.2))
@@ -280,6 +398,22 @@ def test_readings_b_c_and_d():
     (lambda: stark.score(model(), model(), []), "batches: got none"),
     (lambda: stark.score(model(), model(), [batch()], tau=0), "tau: got 0; allowed: above 0"),
     (lambda: stark.sparsify(model(), torch.rand(2, 4), torch.rand(3, 64), 0.5), r"heads: got scores of shape \(2, 4\)"),
+    (lambda: stark.sparsify(model(), torch.rand(3, 4), torch.rand(3, 64), [0.5] * 3), "sparsity: got 3 shares; "),
+    (lambda: stark.sparsify(model(), torch.rand(3, 4), torch.full((3, 64), torch.nan), 0.5), "scores: got NaN for 192"),
+    (lambda: stark.kept(torch.tensor([[1.0, torch.nan]]), 0.5), r"scores: got NaN for 1 unit\(s\); allowed: numbers"),
+    (lambda: stark.density_peak(torch.tensor([1.0, 2.0, torch.nan])), "scores: got 1 NaN or infinite; allowed: finite"),
+    (lambda: stark.score_weights(model(), model(), [batch()], tau=0), "tau: got 0; allowed: above 0"),
+    (lambda: stark.score(model(1), model(1), [batch()]),
+     r"labels: got int64 of shape \(6,\); allowed: real numbers \(6,\) for a teacher of 1 output\(s\)"),
+    (lambda: stark.score(model(), model(), [batch(labels=torch.rand(6))]),
+     r"labels: got float32 of shape \(6,\); allowed: whole numbers \(6,\) for a teacher of 2 output\(s\)"),
+    (lambda: stark.expressiveness(model(1), [batch(labels=torch.rand(6, 1))]),
+     r"labels: got float32 of shape \(6, 1\)"),
+    (lambda: stark.score_weights(model(1), model(1), [batch()]), "labels: got int64"),
+    (lambda: stark.score(model(), model(3), [batch()]), r"student: got logits of shape \(6, 3\); allowed: \(6, 2\)"),
+    (lambda: stark.score(model(), lambda _: torch.rand(6), [batch()]), r"student: got logits of shape \(6,\); allowed"),
+    (lambda: stark.score_weights(model(), lambda _: torch.rand(1, 2), [batch()]),
+     r"student: got logits of shape \(1, "),
 ])
 def test_bad_input_gets_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
@@ -329,8 +463,100 @@ def test_scores_come_from_the_seeds_own_trial_student(runs):
     assert teachers.trial(spec) == runs["KD"][0] and teachers.trial(runs["auto"][0]) == runs["KD"][0]
     assert teachers.trial(replace(spec, seed=1)) != runs["KD"][0]
     made = common.bench(spec)
-    clean, paper = (teachers.scores(replace(spec, args=spec.args | {"protocol": p}), made) for p in ("clean", "paper"))
+    clean, paper = (teachers.scores(with_args(spec, protocol=p), made)[0] for p in ("clean", "paper"))
     assert not torch.equal(clean.head_friendliness, paper.head_friendliness)
+
+
+def with_args(spec, **args):
+    return replace(spec, args=spec.args | args)
+
+
+@pytest.mark.parametrize(("protocol", "split"), [("clean", "held"), ("paper", "dev")])
+def test_each_protocol_scores_on_its_own_rows(runs, monkeypatch, protocol, split):
+    """The rows, and the trial student's logits on them: their accuracy is that of its record."""
+    made, seen = common.bench(runs["KD"][0]), []
+    monkeypatch.setattr(teachers, "remembered", lambda kind, about, make: (make(), 0.0))
+    score = stark.score
+
+    def spy(teacher, student, batches, tau):
+        assert teacher is made.teacher and tau == made.settings.tau
+        batches = list(batches)
+        seen.extend((b["index"], b["labels"], student(b)) for b in batches)
+        return score(teacher, student, batches, tau)
+
+    monkeypatch.setattr(stark, "score", spy)
+    teachers.sparse_teacher(with_args(runs[0.6][0], protocol=protocol), made)
+    index, labels, logits = map(torch.cat, zip(*seen, strict=True))
+    rows = made.data.evaluation[split]
+    assert len(made.data.evaluation["held"]) != len(made.data.evaluation["dev"])
+    assert sorted(index.tolist()) == list(range(len(rows))) and torch.equal(labels, rows.labels[index])
+    accuracy = tasks.score(made.task, logits.numpy(), labels.numpy())["accuracy"]
+    assert accuracy == pytest.approx(runs["KD"][1]["metrics"][split]["accuracy"], abs=0.03)
+
+
+KINDS = {"knowledgeable": 0.5, "expressiveness": 1.0, "friendliness": 0.0}  # the weight of expressiveness
+
+
+def test_every_kind_of_scores_makes_the_teacher_that_it_says(runs, monkeypatch):
+    """With scores of which no two rank alike: a teacher trained on so few rows has P and Q nearly the same."""
+    spec = runs[0.6][0]
+    made, made_by = common.bench(spec), set()
+    torch.manual_seed(0)
+    found = stark.Scores(*map(torch.rand, ((4, 4), (4, 4), (4, 64), (4, 64))))
+    monkeypatch.setattr(teachers, "scores", lambda spec, made: (found, 0.0))
+
+    def by(lam: float):
+        return (lam * found.head_expressiveness + (1 - lam) * found.head_friendliness,
+                lam * found.neuron_expressiveness + (1 - lam) * found.neuron_friendliness)
+
+    expected = [(with_args(spec, scores=kind), by(lam)) for kind, lam in KINDS.items()]
+    expected += [(with_args(spec, lam=lam), by(lam)) for lam in (0.25, 0.75)]
+    expected += [(replace(with_args(spec, scores="random"), seed=seed), stark.random_scores(made.teacher, seed))
+                 for seed in (0, 1)]
+    for asked, ranks in expected:
+        pruned, extra = teachers.sparse_teacher(asked, made)
+        assert bert.weights_hash(pruned) == bert.weights_hash(stark.sparsify(made.teacher, *ranks, 0.6))
+        assert extra.items() > teachers.where(*ranks, (0.6, 0.6)).items()
+        made_by.add(bert.weights_hash(pruned))
+    assert len(made_by) == len(expected)
+
+
+def test_single_weights_go_by_both_scores(runs, monkeypatch):
+    spec, seen = replace(runs[0.6][0], method="STARK-unstructured"), []
+    made, score = common.bench(spec), stark.score_weights
+    monkeypatch.setattr(stark, "score_weights", lambda *a: seen.append(score(*a)) or seen[-1])
+    pruned, extra = teachers.sparse_teacher(spec, made)
+    expected = score(made.teacher, *teachers._scored_on(spec, made), made.settings.tau, 0.5)
+    assert bert.weights_hash(pruned) == bert.weights_hash(stark.sparsify_weights(made.teacher, expected, 0.6))
+    assert len(seen) == 1 and extra["score_seconds"] > 0
+    sizes = [sum(w.numel() for w in layer) for layer in stark.weight_matrices(pruned)]
+    assert np.average(extra["zeros"], weights=sizes) == pytest.approx(0.6, abs=1e-4)
+
+
+def test_the_seconds_of_scoring_are_those_of_the_run_that_did_it(runs):
+    """The scores are looked up at every other sparsity of the seed, and by the automatic run."""
+    seconds = [runs[name][1]["extra"]["score_seconds"] for name in (0.0, 0.6, "auto")]
+    assert seconds[0] == seconds[1] == seconds[2] > 0
+    made = common.bench(runs[0.6][0])
+    assert teachers.sparse_teacher(with_args(runs[0.6][0], sparsity=0.3), made)[1]["score_seconds"] == seconds[0]
+
+
+def test_what_is_remembered_says_what_it_took_where_that_is_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
+    made = []
+
+    def make():
+        time.sleep(0.02)
+        made.append(1)
+        return {"x": torch.arange(3)}
+
+    first, again = (teachers.remembered("kind", "about", make) for _ in range(2))
+    assert made == [1] and list(again[0]) == ["x"] and torch.equal(again[0]["x"], torch.arange(3))
+    assert first[1] == again[1] and 0.02 <= first[1] < 2
+    (path,) = (tmp_path / "cache").glob("kind-*.safetensors")
+    save_file({"x": load_file(path)["x"]}, path)  # as files were written before
+    found, seconds = teachers.remembered("kind", "about", make)
+    assert made == [1] and list(found) == ["x"] and seconds is None
 
 
 def test_the_automatic_run_removes_what_its_density_says(runs):
@@ -340,6 +566,70 @@ def test_the_automatic_run_removes_what_its_density_says(runs):
     assert extra["sensitivity"]["A"]["1"] == extra["sparsity"]
     for curve in extra["densities"].values():
         assert len(curve["x"]) == len(curve["density"]) <= 64
+
+
+def teaches(asked, rows, told: torch.Tensor, tau: float) -> bool:
+    """Whether an objective is KD from the logits `told` [n, outputs] of all rows."""
+    taken = rows.batch(torch.arange(8))
+    logits = torch.linspace(-1, 1, 16).view(8, 2)
+    expected = losses.stark(logits, told[taken["index"]], taken["labels"], tau)["loss"]
+    return torch.equal(asked(taken, logits, None)["loss"], expected)
+
+
+@pytest.mark.parametrize(("scores", "seed"), [(None, 0), ("random", 0), ("random", 3)])
+def test_an_automatic_student_learns_from_the_teacher_that_its_scores_made(runs, monkeypatch, scores, seed):
+    asked, found = [], teachers.scores(runs["auto"][0], common.bench(runs["auto"][0]))
+    monkeypatch.setattr(teachers, "scores", lambda spec, made: found)  # one trial student serves all
+    monkeypatch.setattr(common, "distil_student", lambda *a: asked.append(a) or {"extra": {}})
+    spec = replace(runs["auto"][0], args={"student": "dropped"} | ({"scores": scores} if scores else {}), seed=seed)
+    made, extra = common.bench(spec), auto.run(spec)["extra"]
+    ranks = stark.random_scores(made.teacher, seed) if scores else found[0].knowledgeable()
+    sparse = stark.sparsify(made.teacher, *ranks, extra["sparsity"])
+    ((taught, student, objective, its),) = asked
+    assert extra["sparsity"] == extra["neuron_sparsity"] == stark.density_peak(found[0], "A", 1.0).sparsity
+    assert bert.weights_hash(taught.teacher) == bert.weights_hash(sparse) != bert.weights_hash(made.teacher)
+    assert extra["kept_heads"] == teachers.where(*ranks, [extra["sparsity"]] * 2)["kept_heads"] and its == seed
+    told = ask(sparse, made.data.train).logits
+    assert torch.equal(taught.signals["train"].logits, told)
+    assert teaches(objective, made.data.train, told, made.settings.tau)
+    assert bert.weights_hash(student) == bert.weights_hash(bert.keep_layers(made.teacher, made.settings.layers))
+
+
+def test_readings_and_bandwidths_are_no_arguments_of_a_run(runs):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'reading'"):
+        auto.one("smoke", "synthetic", 0, reading="B")
+    assert set(runs["auto"][1]["extra"]["sensitivity"]) == {*"ABCD", "C-neurons"}
+
+
+@pytest.mark.parametrize("student", ["dropped", "pruned"])
+def test_rewinding_gives_every_sparsity_the_same_start(runs, student):
+    """The student of the actual distillation is that of the trial one, cut from the dense teacher; what teaches it is
+    not."""
+    starts, told = set(), set()
+    trial, *sparse = (with_args(runs[name][0], student=student) for name in ("KD", 0.0, 0.6))
+    seconds = teachers.scores(runs[0.6][0], common.bench(runs[0.6][0]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teachers, "scores", lambda spec, made: seconds)  # else the pruned trial student would be trained
+        for spec in (trial, *sparse):
+            asked = next(chapter.stages(spec))  # before anything is trained
+            starts.add(bert.weights_hash(asked.student))
+            told.add(bert.weights_hash(asked.made.teacher))
+            signals = ask(asked.made.teacher, asked.made.data.train).logits
+            assert teaches(asked.objective, asked.made.data.train, signals, asked.made.settings.tau)
+            assert asked.seed == spec.seed
+    assert len(starts) == 1 and len(told) == 2
+
+
+def test_a_pruned_student_keeps_the_most_expressive_units(runs):
+    spec = with_args(runs["KD"][0], student="pruned")
+    made = common.bench(spec)
+    p = stark.expressiveness(made.teacher, made.data.held.batches(teachers.SCORE_BATCH))
+    masks = []
+    for scores, stay in zip(p, (16 - round(0.7 * 16), 256 - round(0.7 * 256)), strict=True):
+        mask = torch.zeros(scores.numel(), dtype=torch.bool)
+        mask[scores.flatten().topk(stay).indices] = True
+        masks.append(mask.view_as(scores))
+    assert bert.weights_hash(chapter.initial(spec, made)) == bert.weights_hash(bert.prune(made.teacher, *masks))
 
 
 def test_students_start_the_same_whatever_teaches_them(runs):

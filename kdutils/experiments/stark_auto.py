@@ -1,13 +1,13 @@
 """Chapter 03, automatic STARK: the sparsity is read off the scores' density instead of a grid.
 
-`args`: `student`; `reading`, `bandwidth` and `scores` where they are not "A", 1 and "knowledgeable". Scores come from
-the trial student of the same seed (a KD run of chapter 02), on held-out rows. With `scores` "random", as many heads and
-neurons go as the automatic sparsity says, but drawn from the seed.
+`args`: `student`, and `scores` where they are not "knowledgeable". Scores come from the trial student of the same seed
+(a KD run of chapter 02), on held-out rows, the sparsity by reading A at Scott's bandwidth; what other readings and
+bandwidths say is recorded beside it. With `scores` "random", as many heads and neurons go as the automatic sparsity
+says, but drawn from the seed.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from kdutils import profiles
@@ -21,10 +21,10 @@ BANDWIDTHS = (0.5, 1.0, 2.0)
 CURVE = 64  # points of a density curve in a record
 
 
-def one(profile: str, task: str, seed: int, student: str = "dropped", **args) -> Spec:
-    """The spec of one run."""
-    changes = teachers.SHORT.get(profile, {})
-    return common.make(CHAPTER, profile, task, "STARK-Auto", seed, {"student": student} | args, **changes)
+def one(profile: str, task: str, seed: int, student: str = "dropped", scores: str | None = None) -> Spec:
+    """The spec of one run; `scores` None: the knowledgeable ones."""
+    args, changes = {"student": student} | ({"scores": scores} if scores else {}), teachers.SHORT.get(profile, {})
+    return common.make(CHAPTER, profile, task, "STARK-Auto", seed, args, **changes)
 
 
 def plan(profile: str, task: str) -> list[Spec]:
@@ -55,16 +55,16 @@ def run(spec: Spec) -> dict:
     from kdutils import distil, stark
     from kdutils.experiments import stark as grid
 
-    made, started, args = common.bench(spec), time.perf_counter(), spec.args
-    found = teachers.scores(spec, made)
-    peak = stark.density_peak(found, args.get("reading", "A"), args.get("bandwidth", 1.0))
+    made = common.bench(spec)
+    found, took = teachers.scores(spec, made)
+    peak = stark.density_peak(found)
     shares = peak.sparsity, peak.neuron_sparsity
     control = stark.random_scores(made.teacher, spec.seed)
-    ranks = {"knowledgeable": found.knowledgeable(), "random": control}[args.get("scores", "knowledgeable")]
+    ranks = {"knowledgeable": found.knowledgeable(), "random": control}[spec.args.get("scores", "knowledgeable")]
     extra = {"sparsity": shares[0], "neuron_sparsity": shares[1], "peak": peak.peak}
     extra |= {"sensitivity": sensitivity(found), "densities": densities(found),
               "random_sparsity": stark.density_peak(control[0]).sparsity}
-    extra |= teachers.where(*ranks, shares) | {"score_seconds": time.perf_counter() - started}
+    extra |= teachers.where(*ranks, shares) | {"score_seconds": took}
     student = grid.initial(spec, made)
     taught, seconds = teachers.taught_by(made, stark.sparsify(made.teacher, *ranks, shares))
     objective = distil.stark_kd(taught.signals["train"], made.settings.tau)

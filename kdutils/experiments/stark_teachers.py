@@ -27,14 +27,30 @@ def _write(tensors: dict, path: Path) -> None:
     bert.write({name: value.contiguous().cpu() for name, value in tensors.items()}, path)
 
 
-def remembered(kind: str, about: str, make: Callable[[], dict]) -> dict:
-    """The tensors that `make()` returns, by name, kept on disk under `kind` and the text `about` that decides them."""
+def timed(make: Callable) -> tuple:
+    """What `make()` returns, and the seconds it took, to the end of what it left running on a GPU."""
+    import torch
+
+    started = time.perf_counter()
+    made = make()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return made, time.perf_counter() - started
+
+
+def remembered(kind: str, about: str, make: Callable[[], dict]) -> tuple[dict, float | None]:
+    """The tensors that `make()` returns, by name, kept on disk under `kind` and the text `about` that decides them, and
+    the seconds that making them took; None for those of an older file that does not say."""
+    import torch
     from safetensors.torch import load_file
 
     path = Store().runs / "cache" / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:24]}.safetensors"
     if not path.exists():
-        _write(make(), path)
-    return load_file(path)
+        made, took = timed(make)
+        _write(made | {"seconds": torch.tensor(took, dtype=torch.float64)}, path)
+    found = load_file(path)
+    took = found.pop("seconds", None)
+    return found, None if took is None else float(took)
 
 
 def expressiveness(made):
@@ -47,7 +63,7 @@ def expressiveness(made):
         batches = held.batches(SCORE_BATCH, device=made.device)
         return dict(zip(("heads", "neurons"), stark.expressiveness(made.teacher, batches), strict=True))
 
-    found = remembered("expressiveness", f"{bert.weights_hash(made.teacher)} {held.fingerprint()}", make)
+    found, _ = remembered("expressiveness", f"{bert.weights_hash(made.teacher)} {held.fingerprint()}", make)
     return found["heads"], found["neurons"]
 
 
@@ -65,8 +81,9 @@ def leave_logits(spec: Spec, made, student) -> None:
     _write({name: teacher.ask(student, rows[name]).logits for name in SPLITS.values()}, Store().model_path(spec))
 
 
-def scores(spec: Spec, made):
-    """`stark.Scores` of the dense teacher against the spec's trial student, on the rows of its protocol."""
+def scores(spec: Spec, made) -> tuple:
+    """`stark.Scores` of the dense teacher against the spec's trial student, on the rows of its protocol, and the
+    seconds that scoring took, perhaps in an earlier run (see `remembered`)."""
     from kdutils import bert, stark
 
     def make():
@@ -74,7 +91,8 @@ def scores(spec: Spec, made):
 
     rows = made.data.evaluation[SPLITS[spec.args.get("protocol", "clean")]]
     about = f"{trial(spec).key} {bert.weights_hash(made.teacher)} {rows.fingerprint()}"
-    return stark.Scores(**remembered("scores", about, make))
+    found, took = remembered("scores", about, make)
+    return stark.Scores(**found), took
 
 
 def _scored_on(spec: Spec, made) -> tuple:
@@ -88,27 +106,29 @@ def _scored_on(spec: Spec, made) -> tuple:
 
 
 def sparse_teacher(spec: Spec, made) -> tuple:
-    """The sparse teacher of a STARK run and what is recorded of it."""
+    """The sparse teacher of a STARK run and what is recorded of it. `score_seconds` are those that scoring took, in
+    whichever run of the seed it was done: looking scores up takes none. None where that is not known."""
     import torch
 
     from kdutils import stark
 
-    started, args = time.perf_counter(), spec.args
+    args = spec.args
     kind, share = args["scores"], args["sparsity"]
     if spec.method == "STARK-unstructured":
-        weights = stark.score_weights(made.teacher, *_scored_on(spec, made), made.settings.tau)
+        weights, took = timed(lambda: stark.score_weights(made.teacher, *_scored_on(spec, made), made.settings.tau))
         pruned, extra = stark.sparsify_weights(made.teacher, weights, share), {}
         layers = [torch.cat([w.flatten() for w in layer]) for layer in stark.weight_matrices(pruned)]
         extra["zeros"] = [float((layer == 0).float().mean()) for layer in layers]
     elif kind == "random" or kind in ("knowledgeable", *LAMBDAS):
         if kind == "random":
-            ranks = stark.random_scores(made.teacher, spec.seed)
+            ranks, took = timed(lambda: stark.random_scores(made.teacher, spec.seed))
         else:
-            ranks = scores(spec, made).knowledgeable(LAMBDAS.get(kind, args.get("lam", 0.5)))
+            found, took = scores(spec, made)
+            ranks = found.knowledgeable(LAMBDAS.get(kind, args.get("lam", 0.5)))
         pruned, extra = stark.sparsify(made.teacher, *ranks, share), where(*ranks, (share, share))
     else:
         raise ValueError(f"scores: got {kind!r}; allowed: knowledgeable, {', '.join(LAMBDAS)}, random")
-    return pruned, extra | {"score_seconds": time.perf_counter() - started}
+    return pruned, extra | {"score_seconds": took}
 
 
 def where(heads, neurons, shares: tuple[float, float]) -> dict:
