@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 
 from kdutils import baselines, bert, dynabert, losses, metakd, stark
 from kdutils.data import Encoded
-from kdutils.teacher import Signals
+from kdutils.experiments import common, stark_baselines
+from kdutils.experiments import stark as chapter
+from kdutils.teacher import Signals, ask
 
 torch.set_num_threads(1)
 LAYERS = 4
@@ -40,6 +43,21 @@ def batch(rows: int = 5, length: int = 7, labels=None, seed: int = 0) -> dict:
 
 def real(*shape: int) -> torch.Tensor:
     return torch.ones(*shape, dtype=torch.bool)
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A spec and its workbench on a few rows, with a teacher of random weights."""
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
+    spec = chapter.one("smoke", "synthetic", "TAKD", 0)
+    spec = replace(spec, settings=spec.settings | {"rows": 96})
+    settings, data = common.settings_of(spec), common.load_data(spec)
+    teacher = common.pretrained(settings, data, seed=1).eval()
+    for p in teacher.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.3)
+    asked = {name: ask(teacher, rows) for name, rows in ({"train": data.train} | data.evaluation).items()}
+    return spec, common.Bench(settings, data, teacher, asked, "cpu", bert.weights_hash(teacher))
 
 
 # ---------------------------------------------------------------------------------------------------------------- PKD
@@ -186,6 +204,38 @@ def test_a_pruned_student_stands_inside_its_assistant():
     assert bert.counts(made) == bert.counts(direct) and bert.counts(assistant)["encoder"] > bert.counts(made)["encoder"]
 
 
+@pytest.mark.parametrize("student", ["dropped", "pruned"])
+def test_takds_student_comes_from_its_assistant_and_learns_from_it(bench, monkeypatch, student):
+    spec, made = bench
+    spec, calls = chapter.one("smoke", "synthetic", "TAKD", 4, student), []
+
+    def train(made, student, objective, seed, evaluate=True):
+        """In the place of training: any change of the weights."""
+        calls.append((made, student, objective, bert.weights_hash(student), evaluate))
+        with torch.no_grad():
+            for p in student.parameters():
+                p.mul_(1.5)
+        return {"extra": {"train_seconds": 1.0}}
+
+    monkeypatch.setattr(common, "distil_student", train)
+    stark_baselines.STAGED["TAKD"](spec, made, chapter.initial(spec, made))
+    (of_teacher, assistant, first, _, judged), (of_assistant, _, second, start, _) = calls
+    assert of_teacher is made and of_assistant.teacher is assistant and not judged
+    sizes = [bert.counts(m)["encoder"] for m in (made.teacher, assistant, calls[1][1])]
+    assert sizes[0] > sizes[1] > sizes[2]
+    torch.manual_seed(0)
+    rows, logits = made.data.train.batch(torch.arange(8)), torch.randn(8, 2)
+    for asked, teacher in ((first, made.teacher), (second, assistant)):
+        told = ask(teacher, made.data.train).logits[rows["index"]]
+        expected = losses.stark(logits, told, rows["labels"], made.settings.tau)["loss"]
+        torch.testing.assert_close(asked(rows, logits, None)["loss"], expected, atol=0, rtol=0)
+    with torch.no_grad():  # the start times 1.5 is what the same cut from the teacher has become in the assistant
+        cut = chapter.initial(spec, made)
+        for p in cut.parameters():
+            p.mul_(1.5)
+    assert start == bert.weights_hash(cut)
+
+
 # -------------------------------------------------------------------------------------------------------------- MetaKD
 
 
@@ -243,6 +293,19 @@ def test_metakd_moves_the_teacher_then_teaches_from_it():
     first = metakd.teacher_gradient(student, dense, rows, rows, 1e-3, 2.0)[0][-1]
     moved = teacher.classifier.bias - dense.classifier.bias  # AdamW's first step is the rate against the sign
     torch.testing.assert_close(moved, -metakd.TEACHER_RATE * 1e-3 * first.sign(), atol=2e-6, rtol=0)
+
+
+def test_metakds_quizzes_are_held_out_rows_and_its_teacher_a_copy(bench, monkeypatch):
+    (spec, made), asked = bench, []
+    monkeypatch.setattr(metakd, "MetaKD", lambda *a: asked.append(a) or "objective")
+    monkeypatch.setattr(common, "distil_student", lambda *a: asked.append(a) or {"extra": {}})
+    student = chapter.initial(spec, made)
+    stark_baselines.STAGED["MetaKD"](spec, made, student)
+    (learner, teacher, quizzes, *_, seed), (taught, trained, objective, _) = asked
+    assert quizzes.fingerprint() == made.data.held.fingerprint() != made.data.evaluation["dev"].fingerprint()
+    assert learner is trained is student and objective == "objective" and seed == spec.seed
+    assert teacher is not made.teacher and bert.weights_hash(teacher) == bert.weights_hash(made.teacher)
+    assert taught.settings.precision == "fp32"  # a bf16 run would train a copy of the learner
 
 
 # ------------------------------------------------------------------------------------------------------------ DynaBERT
