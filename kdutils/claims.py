@@ -4,7 +4,7 @@ A cell is named `table/row/column` and a row of tasks `table/row`; a formula ove
 
     value        a cell
     mean         rows; the mean of their task cells
-    difference   [a, b], each a cell or a list of rows (then their mean); a - b
+    difference   [a, b], each a cell or a list of rows and cells (then their mean); a - b
     share        [x, bottom, top], three cells; (x - bottom) / (top - bottom)
     correlation  [row, row]; Pearson's r over their task cells
 """
@@ -20,8 +20,11 @@ import pandas as pd
 import yaml
 from scipy.stats import pearsonr
 
+from kdutils import tasks
 from kdutils.records import repository
 
+PARTS = ("tables", "checks", "claims")
+FIELDS = ("id", "paper", "chapter", "section", "sentence", "kind", "seeds", "tasks", "a", "b")
 KINDS = ("beats", "nearly", "wider", "correlation")
 AVERAGE = "all average"
 
@@ -31,11 +34,15 @@ def load(path: Path | None = None) -> dict[str, Any]:
     """The whole of claims.yml, checked: rows as long as their columns, cells and kinds that exist. Do not change it."""
     path = path or repository() / "book" / "claims.yml"
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    _need(path.name, data or {}, PARTS)
     for name, table in data["tables"].items():
         for row, values in table["rows"].items():
             if len(values) != len(table["columns"]):
                 raise ValueError(f"{name}/{row}: got {len(values)} values; allowed: {len(table['columns'])}")
     for claim in data["claims"]:
+        _need(f"claim {claim.get('id')!r}", claim, FIELDS)
+        for task in claim["tasks"]:
+            tasks.get(task)
         if claim["kind"] not in KINDS:
             raise ValueError(f"{claim['id']}: kind: got {claim['kind']!r}; allowed: {', '.join(KINDS)}")
         for side in "ab":
@@ -43,6 +50,11 @@ def load(path: Path | None = None) -> dict[str, Any]:
         if claim.get("paper_effect"):
             evaluate(claim["paper_effect"], data)
     return data
+
+
+def _need(what: str, found: dict, names: tuple[str, ...]) -> None:
+    if lacking := [name for name in names if name not in found]:
+        raise ValueError(f"{what}: got no {', '.join(lacking)}; allowed: {', '.join(names)} and more")
 
 
 def published(data: dict[str, Any] | None = None) -> pd.DataFrame:
@@ -113,8 +125,9 @@ def evaluate(formula: dict[str, Any], data: dict[str, Any] | None = None) -> flo
     return (x - bottom) / (top - bottom)
 
 
-def _mean(rows: list[str], data: dict[str, Any]) -> float:
-    return float(np.mean(np.concatenate([task_cells(ref, data) for ref in rows])))
+def _mean(refs: list[str], data: dict[str, Any]) -> float:
+    parts = [[cell(ref, data)] if _row(ref, data)[2] else task_cells(ref, data) for ref in refs]
+    return float(np.mean(np.concatenate(parts)))
 
 
 def averages(data: dict[str, Any] | None = None) -> pd.DataFrame:

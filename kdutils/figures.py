@@ -215,13 +215,15 @@ def show(fig, alt: str) -> None:
 
 
 def curve(ax, data: pd.DataFrame, x: str, y: str, hue: str | None = None, **options) -> None:
-    """Mean of column `y` (in points where it is a fraction) over `x`, with a band: Student's 95 % interval."""
+    """Mean of column `y` (in points where it is a fraction) over `x`, with a band: Student's 95 % interval. Groups of
+    `hue` differ in dashes and markers too."""
     def band(values):
         mean, half, n = interval(values)
         return (mean, mean) if n < 2 else (mean - half, mean + half)
 
     shown = data.assign(**{y: data[y] * scale(y)})
-    sns.lineplot(shown, x=x, y=y, hue=hue, errorbar=band, marker="o", markersize=5, ax=ax, **options)
+    told = {"style": hue, "markers": True, "style_order": options.get("hue_order")} if hue else {"marker": "o"}
+    sns.lineplot(shown, x=x, y=y, hue=hue, errorbar=band, markersize=5, ax=ax, **told, **options)
 
 
 def dots(ax, data: pd.DataFrame, metric: str, by: str, order: Iterable | None = None) -> None:

@@ -13,12 +13,15 @@ from kdutils.records import Record
 USUAL = {"layers": None, "init": None}  # arguments of the chapter's main comparison
 OPTIONAL = (*USUAL, "threshold", "alpha", "beta", "extra_label_counts", "extra_ptp_seconds")
 DEPTH = ("PatientKD", "SPS-2", "Pea-KD")  # methods compared at several depths and starts
+MARKED = {"score": "", "paper": "paper_"}  # measures that the teacher and a constant answer have too, by prefix
 LABELS = ("sure, right", "unsure, right", "sure, wrong", "unsure, wrong")
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
-    """`tables.measured`; `paper` is the paper's metric at the best dev epoch."""
-    return tables.measured(frame, OPTIONAL, paper="best_dev_{paper}")
+    """`tables.measured`; `paper` is the paper's metric at the best dev epoch, `paper_teacher` and `paper_majority` what
+    the teacher and a constant answer score by it."""
+    return tables.measured(frame, OPTIONAL, paper="best_dev_{paper}", paper_teacher="extra_teacher_dev_{paper}",
+                           paper_majority="extra_majority_dev_{paper}")
 
 
 def of(data: pd.DataFrame, method: str, task: str, **args) -> pd.DataFrame:
@@ -32,15 +35,15 @@ def mark_empty(axes) -> None:
 
 
 def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", **args) -> pd.DataFrame:
-    """One row a method that has runs: `measure` on each task as `mean ± half width (n)`, in points; for the score also
-    the teacher and a constant answer."""
+    """One row a method that has runs: `measure` on each task as `mean ± half width (n)`, in points; for the score and
+    the paper's measure also the teacher and a constant answer."""
     rows = []
     for name in tables.task_names(data):
         task = tasks.get(name)
         metric = {"score": task.verdict_metric, "paper": task.metrics[0]}.get(measure, measure)
         cells = {method: tables.text(of(data, method, name, **args)[measure]) for method in methods}
-        if measure == "score":
-            cells |= tables.marks(data[data["task"] == name])
+        if measure in MARKED:
+            cells |= tables.marks(data[data["task"] == name], MARKED[measure])
         rows.append(pd.Series(cells, name=f"{name} {metric}"))
     made = pd.concat(rows, axis=1)
     has = (made != figures.DASH).loc[list(methods)]
@@ -102,16 +105,24 @@ def depths(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_depth(data: pd.DataFrame) -> pd.DataFrame:
-    """Score by task and number of independent layers, one column a method."""
+    """Score by task and number of independent layers, one column a method; then the teacher's and a constant answer's.
+    """
     found = data[data["method"].isin(DEPTH) & data["init"].isna()].sort_values(["task", "extra_layers"])
     wide = found.pivot_table(index=["task", "extra_layers"], columns="method", values="score", aggfunc=tables.text)
     wide = wide.reindex(columns=[name for name in DEPTH if name in wide]).fillna(figures.DASH)
-    return wide.reset_index().rename_axis(columns=None).rename(columns={"extra_layers": "independent layers"})
+    marks = {name: tables.marks(part) for name, part in found.groupby("task")}
+    wide = wide.reset_index().rename_axis(columns=None)
+    for who in ("teacher", "constant answer"):
+        wide[who] = wide["task"].map({name: told[who] for name, told in marks.items()})
+    return wide.rename(columns={"extra_layers": "independent layers"})
 
 
 def curves(records: Iterable[Record], methods: Iterable[str]) -> pd.DataFrame:
-    """Training loss of KD by task, method and step, at the chapter's usual depth and start."""
-    rows = [{"task": r["spec"]["task"], "method": r["spec"]["method"], "step": step, "loss": loss}
+    """Training loss of KD by task, method, seed and step, at the chapter's usual depth and start; on each task of the
+    methods that have runs there, the seeds that all of them have."""
+    rows = [{name: r["spec"][name] for name in ("task", "method", "seed")} | {"step": step, "loss": loss}
             for r in records if r["spec"]["method"] in set(methods) and not set(USUAL) & set(r["spec"]["args"])
             for step, loss in r["curve"]]  # fmt: skip
-    return pd.DataFrame(rows, columns=["task", "method", "step", "loss"])
+    found = pd.DataFrame(rows, columns=["task", "method", "seed", "step", "loss"])
+    ran = found.groupby(["task", "seed"])["method"].transform("nunique")
+    return found[ran == found.groupby("task")["method"].transform("nunique")].reset_index(drop=True)

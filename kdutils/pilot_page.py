@@ -181,9 +181,11 @@ def over_amounts(data: pd.DataFrame, method: str):
 
 
 def in_words(data: pd.DataFrame, by: str, what: str) -> str:
-    """What `_pair` shows: score and confidence at both ends, for each task."""
+    """What `_pair` shows: score and confidence at both ends, for each task that has two."""
     said = []
     for task, part in data[data["score"].notna()].groupby("task", sort=False):
+        if part[by].nunique() < 2:
+            continue
         ends = [part[part[by] == end] for end in (part[by].min(), part[by].max())]
         score = " to ".join(f"{100 * end['score'].mean():.1f}" for end in ends)
         sure = " to ".join(f"{100 * end['confidence'].mean():.1f}" for end in ends)

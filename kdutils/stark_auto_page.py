@@ -112,9 +112,11 @@ def points(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def correlations(data: pd.DataFrame) -> pd.DataFrame:
-    """Pearson's r between automatic and best sparsity: the paper's table; one point a task and student; one a seed; and
-    one a seed after the means of its task and student are taken away."""
+    """Pearson's r between automatic and best sparsity: the paper's table; one point a task and student, on the tasks of
+    the claim; one a seed; and one a seed after the means of its task and student are taken away."""
+    (claim,) = (c for c in claims.load()["claims"] if c["id"] == "auto-correlation")
     found = points(data)
+    found = found[found["task"].isin(claim["tasks"])] if found["task"].isin(claim["tasks"]).any() else found
     groups = found.groupby(["task", "student"], sort=False)
     means = groups[["automatic", "chosen"]].mean().dropna()
     seeds = found.dropna(subset=["own"])
@@ -135,9 +137,10 @@ def correlations(data: pd.DataFrame) -> pd.DataFrame:
 def r_text(found: pd.DataFrame, row: int) -> str:
     """A row of `correlations` in words."""
     r, low, high, n = (found.iloc[row][name] for name in ("r", "95 % from", "to", "n"))
+    count = f"({n} point{'s' if n != 1 else ''})"
     if math.isnan(r):
-        return f"{figures.DASH} ({n} points)"
-    return f"{r:.2f} [{low:.2f}, {high:.2f}] ({n} points)".replace("-", "−")
+        return f"{figures.DASH} {count}"
+    return f"{r:.2f} [{low:.2f}, {high:.2f}] {count}".replace("-", "−")
 
 
 def scatter(data: pd.DataFrame):

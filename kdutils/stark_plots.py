@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kdutils import figures, tables, tasks
-from kdutils.stark_page import at_half, grid, share_of
+from kdutils.stark_page import at_half, grid, share_of, whole
 from kdutils.tables import task_names
 
 
@@ -19,7 +19,7 @@ def curves(data: pd.DataFrame, student: str = "dropped"):
     fig, axes = figures.panels(2, len(there), height=2.4)
     for i, name in enumerate(there):
         left, right = axes[2 * i : 2 * i + 2]
-        known, chance = grid(data, name, student), grid(data, name, student, "random")
+        known, chance = whole(grid(data, name, student)), whole(grid(data, name, student, "random"))
         both = pd.concat([known.assign(scores="knowledgeable"), chance.assign(scores="random")])
         both["percent"] = both["sparsity"] * 100
         figures.curve(left, both, "percent", "score", "scores", legend=i == 0)
@@ -41,7 +41,7 @@ def curves_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
     """The same for those who do not see it."""
     parts = []
     for name in task_names(data):
-        found = grid(data, name, student)
+        found = whole(grid(data, name, student))
         means = found.groupby("sparsity")["score"].mean() * 100
         if len(means):
             parts.append(f"{name}: {means.iloc[0]:.1f} with the dense teacher, at best {means.max():.1f} at "
@@ -72,8 +72,9 @@ def map_of_heads(data: pd.DataFrame):
         axes[i].set(title=f"{name}, {share_of(runs)} removed", xlabel="head", xticks=heads, yticks=layers)
         axes[i].grid(False)
         lower = axes[len(there) + i]
-        lower.barh(layers, neurons / neurons.max() * 100, color=figures.COLOURS[0])
-        lower.set(xlabel="neurons, % of the fullest layer", yticks=layers)
+        layer = neurons.sum() / ((1 - runs["sparsity"].iloc[0]) * len(layers))  # neurons of a layer before
+        lower.barh(layers, neurons / layer * 100, color=figures.COLOURS[0])
+        lower.set(xlabel="neurons that stay, %", xlim=(0, 100), yticks=layers)
     for ax in (axes[0], axes[len(there)]):
         ax.set_ylabel("layer")
     return fig
@@ -99,7 +100,7 @@ def lines(runs: pd.DataFrame, x: str, xlabel: str):
         return figures.placeholder()
     fig, axes = figures.panels(len(names), height=2.4)
     for ax, name in zip(axes, names, strict=True):
-        part = runs[runs["task"] == name]
+        part = whole(runs[runs["task"] == name], x)
         figures.curve(ax, part, x, "score")
         title = f"{name}, {share_of(part)} removed (n = {part['seed'].nunique()})"
         ax.set(title=title, xlabel=xlabel, ylabel=tasks.get(name).verdict_metric)
@@ -107,6 +108,7 @@ def lines(runs: pd.DataFrame, x: str, xlabel: str):
 
 
 def lines_in_words(runs: pd.DataFrame, x: str) -> str:
-    means = (runs.groupby(["task", x])["score"].mean() * 100).round(1) if len(runs) else {}
+    kept = [whole(part, x) for _, part in runs.groupby("task", sort=False)]
+    means = (pd.concat(kept).groupby(["task", x])["score"].mean() * 100).round(1) if kept else {}
     return tables.listed(f"Mean score by task and {x}.",
                          [f"{task} {value:g}: {mean}" for (task, value), mean in means.items()])

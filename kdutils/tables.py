@@ -100,9 +100,9 @@ def said(estimate: Estimate, digits: int = 1) -> str:
     return figures.plus_minus(estimate["effect"], half, estimate["n"], digits, sign=True)
 
 
-def marks(runs: pd.DataFrame) -> dict[str, str]:
-    """What the teacher and a constant answer score on a task, in points."""
-    found = {"teacher": runs["teacher"], "constant answer": runs["majority"]}
+def marks(runs: pd.DataFrame, prefix: str = "") -> dict[str, str]:
+    """What the teacher and a constant answer score on a task, in points; with a prefix, by the measures so named."""
+    found = {"teacher": runs[f"{prefix}teacher"], "constant answer": runs[f"{prefix}majority"]}
     return {who: figures.number(scores.mean() * 100) for who, scores in found.items()}
 
 
@@ -135,7 +135,8 @@ def printed(table: str, only: Iterable[str] = ()) -> pd.DataFrame:
 
 
 def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
-    """The claims of a chapter by id: sentence, the paper's effect, ours (in points, pooled over tasks), verdict."""
+    """The claims of a chapter by id: sentence, the paper's effect, ours in its metric, ours as it is judged (in points,
+    pooled over tasks), verdict."""
     rows = {}
     for claim in claims.load()["claims"]:
         if claim["chapter"] != chapter:
@@ -144,7 +145,8 @@ def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
         paper = claims.evaluate(claim["paper_effect"]) if claim.get("paper_effect") else math.nan
         rows[claim["id"]] = {
             "claim": claim["sentence"], "the paper": figures.number(paper, sign=True),
-            "ours": said(found), "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
+            verdicts.LIKE: figures.number(found.get("papers_metric"), sign=True), "ours": said(found),
+            "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -51,7 +51,7 @@ def _draw(axis, part: pd.DataFrame) -> None:
             marker, colour = MARKS[row.verdict]
             axis.plot([row.low, row.high], [y, y], color=colour, lw=2)
             axis.plot(row.effect, y, marker=marker, color=colour, ms=6)
-        else:
+        if pd.isna(row.effect):
             axis.annotate(row.verdict, (1, y), xycoords=("axes fraction", "data"), ha="right", va="center", size=7)
         axis.plot(row.paper_effect, y, marker="D", color="k", mfc="none", ms=5, ls="none")
     axis.axvline(0, color="k", lw=0.6)
@@ -69,30 +69,34 @@ def in_words(table: pd.DataFrame) -> str:
 
 
 def show(table: pd.DataFrame, caption: str, digits: int = 1) -> None:
-    """`figures.table`, with chapters' names linked to their results; an empty table is a line that says so."""
+    """`figures.table`, with chapters linked to their results, or to the section named behind a #; an empty table is a
+    line that says so."""
     if table.empty:
         print(f"No runs yet for: {caption}")
         return
     text = table.map(lambda v: figures.number(v, digits) if v is None or isinstance(v, float) else v)
     shown = figures.Table(text, caption)
-    html = re.sub(r"<td>((0[1-9])_\w+)</td>", r'<td><a href="\1.html#the-result">\2</a></td>', shown._repr_html_())
+    html = re.sub(r"<td>((0[1-9])_\w+)(#[\w-]+)?</td>", _link, shown._repr_html_())
     html = re.sub(r"(\[[−+\d.]+, [−+\d.]+\])", r'<span style="white-space: nowrap">\1</span>', html)
     display({"text/html": html, "text/plain": repr(shown)}, raw=True)
 
 
+def _link(cell: re.Match) -> str:
+    chapter, number, section = cell.groups()
+    return f'<td><a href="{chapter}.html{section or "#the-result"}">{number}</a></td>'
+
+
 def gaps(data: pd.DataFrame, book: dict | None = None) -> pd.DataFrame:
     """How far the layer-dropped KD student stays behind its teacher, in the paper and here, in points of the paper's
-    metric on dev; one row a task that has runs."""
+    metric on dev; one row a task that has runs. The teacher is the one that taught them."""
     rows = []
     for task, metric in (("mrpc", "f1"), ("sst2", "accuracy"), ("stsb", "spearman")):
         paper = [published.cell(f"stark-main-dropped/{row}/{task} {metric}", book) for row in ("BERT-base", "KD4")]
         here = data[(data["task"] == task) & data.get(f"dev_{metric}", pd.Series(index=data.index)).notna()]
-        teacher = select(here, {"chapter": "01_pilot", "method": "finetune"})
         student = select(here, {"chapter": "02_stark", "method": "KD", "args": {"student": "dropped"}})
-        if teacher.empty or student.empty:
+        if student.empty:
             continue
-        teacher = teacher[teacher["layers"] == teacher["layers"].max()]
-        ours = [found[f"dev_{metric}"].mean() * 100 for found in (teacher, student)]
+        ours = [student[column].mean() * 100 for column in (f"extra_teacher_dev_{metric}", f"dev_{metric}")]
         names = ["teacher", "student", "gap", "our teacher", "our student", "our gap"]
         values = [*paper, paper[0] - paper[1], *ours, ours[0] - ours[1]]
         rows.append({"task": f"{task} ({metric})"} | dict(zip(names, values, strict=True)) | {"n": len(student)})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import pandas as pd
 
 from kdutils import claims as published
 from kdutils import experiments, profiles, tasks
+from kdutils.experiments import stark
 from kdutils.intervals import EMPTY, LEVEL, Estimate, correlation, holm, paired, pool_spreads, spread
 from kdutils.records import Store, frame, look_up, repository, write_atomically
 
+PAPER = "paper"  # as a claim's measure: the metric that the papers print
 FEWEST = 5  # seeds below which nothing is decided
 # A teacher near chance cannot settle a claim about teaching.
 CANNOT_DECIDE = {("mini", "rte"): "its teacher is near chance"}
@@ -67,11 +70,15 @@ def _same(value: Any, wanted: Any) -> bool:
     return math.isclose(value, wanted) if numbers else value == wanted
 
 
-def measured(data: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.Series:
-    """The reported metric in points, by seed: on `test` where every record has it, else on `dev`; under the papers'
-    protocol, the best checkpoint's on `dev`. ValueError where a seed is there twice: the claim is then ambiguous."""
+def reported(data: pd.DataFrame, metric: str, protocol: str = "clean") -> str | None:
+    """The column that a comparison of these records reads: the metric on `test` where every record has it, else on
+    `dev`; under the papers' protocol the best checkpoint's on `dev`. None where no column is whole."""
     names = [f"best_dev_{metric}"] if protocol == "paper" else [f"test_{metric}", f"dev_{metric}"]
-    column = next((name for name in names if name in data and data[name].notna().all()), None)
+    return next((name for name in names if name in data and data[name].notna().all()), None)
+
+
+def by_seed(data: pd.DataFrame, column: str | None) -> pd.Series:
+    """A column in points, by seed. ValueError where a seed is there twice: the claim is then ambiguous."""
     if column is None or data.empty:
         return pd.Series(dtype=float)
     if data["seed"].duplicated().any():
@@ -84,19 +91,24 @@ def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataF
     """Of a grid over `sparsity` (one task, one student; above 0, which is the dense teacher), the records that the
     protocol reports.
 
-    clean: one sparsity for all seeds, the best by its mean held-out metric, among those that five seeds ran (or as many
-    as any has run, while there are fewer) and over the seeds that ran all of these.
+    clean: one sparsity for all seeds, the best by its mean held-out metric.
     paper: each seed takes the sparsity whose best checkpoint is best on dev, where it is also reported.
+    Both choose on the seeds that ran a whole grid of the plan (`experiments.stark.grids`), and nothing while none has.
     """
     by = f"best_dev_{metric}" if protocol == "paper" else f"held_{metric}"
     if grid.empty or by not in grid:
         return grid.iloc[:0]
-    if protocol == "paper":
-        return grid.loc[grid.groupby("seed")[by].idxmax()]
     table = grid.pivot_table(index="seed", columns="sparsity", values=by)
-    ran = table.count()
-    whole = table[ran.index[ran >= min(FEWEST, ran.max())]].dropna()
-    return grid[grid["sparsity"] == whole.mean().idxmax()] if len(whole) else grid.iloc[:0]
+    first = grid.iloc[0]
+    planned = stark.grids(first["profile"], first["student"], first["scores"], first["base"]) or [tuple(table)]
+    whole = [table[list(some)].dropna() for some in planned if set(some) <= set(table)]
+    whole = next((seeds for seeds in whole if len(seeds)), None)
+    if whole is None:
+        return grid.iloc[:0]
+    if protocol == "paper":
+        decided = grid[grid["seed"].isin(whole.index) & grid["sparsity"].isin(whole.columns)]
+        return decided.loc[decided.groupby("seed")[by].idxmax()]
+    return grid[grid["sparsity"] == whole.mean().idxmax()]
 
 
 def side(data: pd.DataFrame, where: dict[str, Any], metric: str, protocol: str) -> pd.DataFrame:
@@ -105,35 +117,42 @@ def side(data: pd.DataFrame, where: dict[str, Any], metric: str, protocol: str) 
     return chosen(found, metric, protocol) if where.get("choose") == "sparsity" else found
 
 
-def _values(data: pd.DataFrame, claim: dict, where: dict, task: str) -> pd.Series:
-    metric = tasks.get(task).verdict_metric
-    protocol = claim.get("protocol", "clean")
-    records = side(data[data["task"] == task], where, metric, protocol)
-    if "value" in where:
-        return records.set_index("seed")[where["value"]] * 100 if len(records) else pd.Series(dtype=float)
-    return measured(records, claim.get("measure", metric), protocol)
-
-
 def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | None, Estimate]:
     """A claim on one task: the differences by seed (None for a claim that is not paired) and its estimate."""
-    a, b = (_values(data, claim, claim[name], task) for name in "ab")
+    metric, protocol = tasks.get(task).verdict_metric, claim.get("protocol", "clean")
+    found = [side(data[data["task"] == task], claim[name], metric, protocol) for name in "ab"]
+    measure = claim.get("measure", metric)
+    measure = tasks.get(task).metrics[0] if measure == PAPER else measure
+    column = reported(pd.concat(found), measure, protocol)  # one for both sides: test less dev is neither
+    a, b = (by_seed(part, claim[name].get("value", column)) for name, part in zip("ab", found, strict=True))
     if claim["kind"] == "wider":
         return None, spread(a.iloc[: claim["seeds"]], b.iloc[: claim["seeds"]])
     differences = (a - b).dropna().iloc[: claim["seeds"]]
     return differences, paired(differences, -claim.get("margin", 0.0))
 
 
-def _correlated(data: pd.DataFrame, claim: dict, names: list[str]) -> Estimate:
-    """One point a task and student: mean of A's `value` over seeds against the sparsity chosen from B's grid, in %."""
-    points = []
+def in_the_papers_metric(data: pd.DataFrame, claim: dict, names: Iterable[str]) -> float:
+    """The mean over tasks of a comparison's mean difference by the metric that the papers print (on MRPC F1, where
+    verdicts read Matthews correlation); NaN for other claims and without runs."""
+    if claim["kind"] not in ("beats", "nearly") or "measure" in claim or "value" in claim["a"]:
+        return math.nan
+    means = [on_task(data, claim | {"measure": PAPER}, task)[1]["effect"] for task in names]
+    return float(np.mean(means)) if means else math.nan
+
+
+def _correlated(data: pd.DataFrame, claim: dict, names: list[str]) -> tuple[list[str], Estimate]:
+    """The tasks with points, and the estimate. One point a task and student where both sides have five seeds: the mean
+    of A's `value` over seeds against the sparsity chosen from B's grid, in %."""
+    points, on = [], []
     for task in names:
         for student in sorted(data.get("student", pd.Series(dtype=object)).dropna().unique()):
             rows = data[(data["task"] == task) & (data["student"] == student)]
             a = select(rows, claim["a"])
             b = side(rows, claim["b"], tasks.get(task).verdict_metric, claim.get("protocol", "clean"))
-            if len(a) and len(b):
+            if min(len(a), len(b)) >= FEWEST:
                 points.append((a[claim["a"]["value"]].mean() * 100, b["sparsity"].iloc[0] * 100))
-    return correlation(*zip(*points, strict=True)) if points else dict(EMPTY)
+                on.append(task)
+    return list(dict.fromkeys(on)), correlation(*zip(*points, strict=True)) if points else dict(EMPTY)
 
 
 def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]:
@@ -146,8 +165,8 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
     planned = [task for task in claim["tasks"] if task in known] or known
     fixed = {"claim": claim["id"], "planned": claim["seeds"]}
     if claim["kind"] == "correlation":
-        estimate = _correlated(data, claim, planned)
-        return [fixed | {"task": "pooled", "tasks": tuple(planned), "verdict": verdict(estimate)} | estimate]
+        on, estimate = _correlated(data, claim, planned)
+        return [fixed | {"task": "pooled", "tasks": tuple(on), "verdict": verdict(estimate)} | estimate]
     rows, kept = [], {}
     for task in known:
         differences, estimate = on_task(data, claim, task)
@@ -163,10 +182,11 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
         together = pd.concat([d for d, _ in kept.values()], axis=1).dropna().mean(axis=1) if kept else []
         pooled = paired(together, null)
     few = not kept and any(row["task"] in planned for row in rows)  # runs, but nowhere five seeds
-    said = "undecided" if few else verdict(pooled, null)
+    said = "undecided" if few or (kept and not pooled["n"]) else verdict(pooled, null)  # tasks may share no seed
     if few:  # no estimate, but the most seeds that a task which can decide has reached
         deciding = [row["n"] for row in rows if row["task"] in planned and (profile, row["task"]) not in CANNOT_DECIDE]
         pooled |= {"n": max(deciding, default=0)}
+    pooled |= {"papers_metric": in_the_papers_metric(data, claim, kept)}
     return [*rows, fixed | {"task": "pooled", "tasks": tuple(kept), "verdict": said} | pooled]
 
 
@@ -177,7 +197,8 @@ def verdicts(data: pd.DataFrame, profile: str, book: dict | None = None) -> tupl
     rows = [row for claim in book["claims"] for row in judge(data, claim, profile)]
     table = pd.DataFrame(rows).drop(columns="df", errors="ignore")
     told = pd.DataFrame(
-        {"claim": claim["id"], "paper": claim["paper"], "chapter": claim["chapter"], "sentence": claim["sentence"],
+        {"claim": claim["id"], "paper": claim["paper"], "chapter": claim["chapter"],
+         "section": claim["section"], "sentence": claim["sentence"],
          "kind": claim["kind"], "headline": claim.get("headline", False), "null": -claim.get("margin", 0.0),
          "paper_effect": published.evaluate(claim["paper_effect"], book) if claim.get("paper_effect") else np.nan}
         for claim in book["claims"]
@@ -195,6 +216,7 @@ SAID = {  # of one claim, of several
     "holds": ("holds", "hold"), "contradicted": ("is contradicted", "are contradicted"),
     "undecided": ("is undecided", "are undecided"), "no runs yet": ("has no runs yet", "have no runs yet"),
 }  # fmt: skip
+LIKE = "ours, in its metric"
 FILES = ("README.md", "book/intro.md")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -204,21 +226,23 @@ def _number(value: float, kind: str = "") -> str:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts(...)[0]` as text for a reader, one row a claim: ours with its 95 % interval, n of planned, the smallest
-    effect that could have been seen, the verdict and whether it survives Holm's correction."""
+    """`verdicts(...)[0]` as text for a reader, one row a claim: our effect in the paper's metric, ours with its 95 %
+    interval, n of planned, the smallest effect that could have been seen, the verdict and whether it survives Holm's
+    correction, and the section that shows it."""
     def row(r):
         ours = _number(r.effect, r.kind)
         if not pd.isna(r.low):
             ours += f" [{_number(r.low, r.kind)}, {_number(r.high, r.kind)}]"
         survives = "–" if r.verdict in ("undecided", "no runs yet") else "yes" if r.after_holm == r.verdict else "no"
         return {
-            "no.": r.number, "claim": r.sentence, "paper": _number(r.paper_effect, r.kind), "ours": ours,
+            "no.": r.number, "claim": r.sentence, "paper": _number(r.paper_effect, r.kind),
+            LIKE: _number(r.papers_metric), "ours": ours,
             "tasks": ", ".join(r.tasks) or "–", "n": f"{r.n}/{r.planned}",
-            "seen": _number(r.smallest, r.kind).lstrip("+"), "verdict": r.verdict, "Holm": survives,
-            "chapter": r.chapter,
+            "seen": _number(r.null + r.smallest, r.kind).lstrip("+"), "verdict": r.verdict, "Holm": survives,
+            "chapter": f"{r.chapter}#{r.section}",
         }  # fmt: skip
 
-    columns = ["no.", "claim", "paper", "ours", "tasks", "n", "seen", "verdict", "Holm", "chapter"]
+    columns = ["no.", "claim", "paper", LIKE, "ours", "tasks", "n", "seen", "verdict", "Holm", "chapter"]
     return pd.DataFrame([row(r) for r in table.itertuples()], columns=columns)
 
 
@@ -231,12 +255,14 @@ def summary(profile: str = "mini") -> str:
     """The headline claims as a markdown table, from published records only: what the README and the front page show."""
     published_only = Store(runs="book/records")  # no single-run files there, so only the published lines are read
     table, _ = verdicts(results(profile, published_only), profile)
-    columns = ["claim", "paper", "ours", "n", "verdict", "Holm"]
+    columns = ["claim", "paper", LIKE, "ours", "tasks", "n", "verdict", "Holm"]
     rows = shown(table[table["headline"]])[columns].to_numpy().tolist()
     lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
     said = ", ".join(f"{n} {SAID[name][n > 1]}" for name, n in counts(table).items() if n)
-    lead = f"""Of {len(table)} claims at `{profile}`, {said}. The headline claims, in points (ours with its 95 %
-interval, n of the seeds planned, and whether the verdict survives Holm's correction for testing all claims):"""
+    lead = f"""Of {len(table)} claims at `{profile}`, {said}. The headline claims, in points: the paper's effect; ours
+by the same metric; ours as it is judged (MRPC by Matthews correlation where the papers print F1) with its 95 %
+interval; the tasks that have five seeds; n of the seeds planned; the verdict and whether it survives Holm's correction
+for testing all claims. A verdict is provisional while n or the tasks fall short of the plan in `book/claims.yml`."""
     return "\n".join([lead, "", *lines])
 
 

@@ -198,3 +198,13 @@ def test_looking_up_and_drawing_need_no_torch_and_less_than_five_seconds():
 
 def test_an_exception_in_one_line():
     assert params.in_one_line(KeyError("x"))._render_traceback_() == ["KeyError: 'x'"]
+
+
+def test_lines_of_one_panel_differ_in_more_than_colour():
+    data = pd.DataFrame({"x": [1, 2, 1, 2], "score": [0.1, 0.2, 0.3, 0.4], "who": ["a", "a", "b", "b"]})
+    fig, (ax,) = figures.panels()
+    figures.curve(ax, data, "x", "score", "who")
+    drawn = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    looks = {(line.get_linestyle(), str(line.get_marker())) for line in drawn}
+    assert len(drawn) == len(looks) == 2
+    figures.plt.close(fig)

@@ -102,11 +102,38 @@ def test_rte_is_shown_and_never_decides_at_mini():
 
 def test_reported_on_test_where_every_record_has_it_else_on_dev():
     data = runs("A", "mrpc", [0.7, 0.8]).assign(dev_matthews=[0.1, 0.2])
-    assert verdicts.measured(data, "matthews").tolist() == pytest.approx([70, 80])
+    assert verdicts.by_seed(data, verdicts.reported(data, "matthews")).tolist() == pytest.approx([70, 80])
     data.loc[1, "test_matthews"] = np.nan
-    assert verdicts.measured(data, "matthews").tolist() == pytest.approx([10, 20])
+    assert verdicts.by_seed(data, verdicts.reported(data, "matthews")).tolist() == pytest.approx([10, 20])
     with pytest.raises(ValueError, match="several of A mrpc seed 1; allowed: one a seed"):
-        verdicts.measured(pd.concat([data, data.iloc[1:]]), "matthews")
+        verdicts.by_seed(pd.concat([data, data.iloc[1:]]), "dev_matthews")
+
+
+def test_both_sides_are_read_on_the_same_split():
+    """Where one test score is missing on one side, dev less dev, and never test less dev."""
+    data = pair("mrpc", [10.0, 11.0, 9.0, 10.0, 10.0]).assign(dev_matthews=0.3)
+    data.loc[data["method"] == "A", "dev_matthews"] = 0.35
+    data.loc[data.index[-1], "test_matthews"] = np.nan
+    row = judged(data)["pooled"]
+    assert (row["effect"], row["n"]) == (pytest.approx(5.0), 5)
+
+
+def test_the_effect_is_also_given_in_the_papers_metric():
+    """MRPC is judged by Matthews correlation; the papers print F1, in which the same runs lie closer together."""
+    data = pd.concat([pair("mrpc", [8.0, 8.1, 7.9, 8.2, 7.8]), pair("sst2", [1.0, 1.1, 0.9, 1.2, 0.8])],
+                     ignore_index=True)
+    data.loc[data["task"] == "mrpc", "test_f1"] = 0.8 + 0.25 * data["test_matthews"]
+    pooled = judged(data, tasks=["mrpc", "sst2"])["pooled"]
+    assert (pooled["effect"], pooled["papers_metric"]) == (pytest.approx(4.5), pytest.approx((2.0 + 1.0) / 2))
+
+
+def test_tasks_without_a_seed_in_common_are_undecided():
+    """As when one half of a sweep ran one task's first seeds and the other half another task's last."""
+    late = pair("sst2", [5.0, 5.1, 4.9, 5.2, 4.8])
+    rows = judged(pd.concat([pair("mrpc", [5.0, 5.1, 4.9, 5.2, 4.8]), late.assign(seed=late["seed"] + 5)]),
+                  tasks=["mrpc", "sst2"])
+    assert (rows["mrpc"]["verdict"], rows["sst2"]["verdict"]) == ("holds", "holds")
+    assert (rows["pooled"]["verdict"], rows["pooled"]["n"]) == ("undecided", 0)
 
 
 def test_nearly_is_judged_against_the_margin():
@@ -121,12 +148,15 @@ def test_nearly_is_judged_against_the_margin():
 
 
 # ---------------------------------------------------------------------------------------------- choosing a sparsity
+ARGS = {"profile": "demo", "student": "dropped", "base": "KD", "scores": "knowledgeable"}
+
+
 def grid(task="mrpc", held=None, seeds=5, test=0.6):
     """STARK at two sparsities; `held` gives each one's mean held-out score."""
     rows = []
     for sparsity, mean in (held or {0.3: 0.7, 0.6: 0.6}).items():
         for seed in range(seeds):
-            fixed = {"task": task, "seed": seed, "student": "dropped", f"held_{METRIC[task]}": mean + 0.01 * seed}
+            fixed = {"task": task, "seed": seed, f"held_{METRIC[task]}": mean + 0.01 * seed} | ARGS
             fixed |= {f"test_{METRIC[task]}": test + sparsity / 10 + 0.001 * seed}
             fixed[f"best_dev_{METRIC[task]}"] = mean if seed else 1 - mean
             rows.append(fixed | {"method": "STARK", "sparsity": sparsity})
@@ -143,18 +173,25 @@ def test_the_clean_protocol_chooses_one_sparsity_by_the_mean_held_out_score():
 
 def test_the_choice_is_made_on_the_seeds_that_ran_the_whole_grid_and_reported_for_all():
     more = pd.DataFrame(
-        [{"method": "STARK", "task": "mrpc", "student": "dropped", "sparsity": 0.3, "seed": seed, "held_matthews": 0.0}
+        [ARGS | {"method": "STARK", "task": "mrpc", "sparsity": 0.3, "seed": seed, "held_matthews": 0.0}
          for seed in range(5, 10)]
     )  # fmt: skip
     rows = verdicts.side(pd.concat([grid(), more]), STARK, "matthews", "clean")
     assert set(rows["sparsity"]) == {0.3} and len(rows) == 10
 
 
-def test_a_sparsity_that_few_seeds_ran_is_not_chosen_while_others_have_five():
-    begun = grid(held={0.9: 0.99}, seeds=2)
-    rows = verdicts.side(pd.concat([grid(), begun]), STARK, "matthews", "clean")
-    assert set(rows["sparsity"]) == {0.3} and len(rows) == 5
-    assert len(verdicts.side(begun, STARK, "matthews", "clean")) == 2
+def test_half_a_grid_chooses_nothing():
+    held = {round(s / 10, 1): 0.5 + 0.01 * (s == 4) for s in range(1, 10)}
+    full = grid(held=held).assign(profile="mini")
+    for protocol in ("clean", "paper"):
+        assert len(verdicts.side(full, STARK, "matthews", protocol)) == 5
+        assert verdicts.side(full[full["sparsity"] != 0.2], STARK, "matthews", protocol).empty
+    begun = full[(full["sparsity"] < 0.8) | (full["seed"] < 2)]  # chosen on two seeds, reported for all that ran it
+    assert set(verdicts.side(begun, STARK, "matthews", "clean")["sparsity"]) == {0.4}
+    coarse = full[full["sparsity"].isin((0.1, 0.3, 0.5, 0.7))].assign(scores="random")
+    assert len(verdicts.side(coarse, STARK, "matthews", "clean")) == 5  # random scores may choose from the coarse grid
+    single = full[full["sparsity"] == 0.4].assign(scores="friendliness")  # planned where another grid chose
+    assert len(verdicts.side(single, STARK, "matthews", "clean")) == 5
 
 
 def test_the_same_runs_on_both_sides_decide_nothing():
@@ -177,7 +214,8 @@ def test_the_papers_protocol_chooses_for_each_seed_on_dev_and_reports_there():
     data = grid()
     rows = verdicts.side(data, STARK, "matthews", "paper").sort_values("seed")
     assert rows["sparsity"].tolist() == [0.6, 0.3, 0.3, 0.3, 0.3]  # seed 0 was best at another sparsity
-    assert verdicts.measured(rows, "matthews", "paper").tolist() == pytest.approx([40, 70, 70, 70, 70])
+    column = verdicts.reported(rows, "matthews", "paper")
+    assert verdicts.by_seed(rows, column).tolist() == pytest.approx([40, 70, 70, 70, 70])
 
 
 def test_the_records_of_the_other_protocol_are_left_out():
@@ -301,15 +339,16 @@ def test_all_claims_without_records_and_with_a_few():
     assert row["p_holm"] == pytest.approx(min(1, row["p"] * len(table)))
     assert by_task["task"].tolist() == ["mrpc"]
     text = verdicts.shown(table).set_index("no.").loc[row["number"]]
-    assert (text["paper"], text["n"], text["Holm"], text["chapter"]) == ("+0.1", "5/5", "no", "02_stark")
+    assert (text["paper"], text["n"], text["Holm"]) == ("+0.1", "5/5", "no")
+    assert text["chapter"] == "02_stark#beside-the-paper-s-table"
     assert text["ours"] == f"+1.6 [+{row['low']:.1f}, +{row['high']:.1f}]"
 
 
 def test_the_gap_between_teacher_and_student_stands_beside_the_papers():
     assert verdict_page.gaps(NONE).empty
-    teacher = runs("finetune", "sst2", [0.86, 0.10], split="dev").assign(layers=[6, 1], chapter="01_pilot")
     student = runs("KD", "sst2", [0.84, 0.82], split="dev", student="dropped", chapter="02_stark")
-    (row,) = verdict_page.gaps(pd.concat([teacher, student])).to_dict("records")
+    student["extra_teacher_dev_accuracy"] = 0.86
+    (row,) = verdict_page.gaps(student).to_dict("records")
     assert (row["task"], row["n"]) == ("sst2 (accuracy)", 2)
     assert [row[k] for k in ("gap", "our teacher", "our gap")] == pytest.approx([93.8 - 89.6, 86.0, 3.0])
 
@@ -318,10 +357,12 @@ def test_a_page_table_links_to_the_chapter_and_an_empty_one_says_so(capsys):
     shown = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdict_page, "display", lambda data, raw: shown.append(data["text/html"]))
-        verdict_page.show(pd.DataFrame({"effect": [-1.25, np.nan], "chapter": ["02_stark", "06_ksm"]}), "Two claims")
+        two = pd.DataFrame({"effect": [-1.25, np.nan], "chapter": ["02_stark", "06_ksm#ablations"]})
+        verdict_page.show(two, "Two claims")
         verdict_page.show(pd.DataFrame(columns=["effect"]), "No claims")
     (html,) = shown
     assert '<td><a href="02_stark.html#the-result">02</a></td>' in html
+    assert '<td><a href="06_ksm.html#ablations">06</a></td>' in html
     assert "<caption>Two claims</caption>" in html
     assert "<td>−1.2</td>" in html and "<td>–</td>" in html
     assert capsys.readouterr().out == "No runs yet for: No claims\n"

@@ -127,12 +127,24 @@ def _scales(profile: str, task: str, seeds, grid) -> Iterator[Spec]:
         yield from _grid(profile, task, seeds, grid, student)
 
 
+def grids(profile: str, student: str, scores: str, base: str = "KD") -> list[tuple[float, ...]]:
+    """The grids of sparsities above 0 that may choose one, best first; half a grid chooses nothing. None for what is
+    planned at a sparsity that another grid chose."""
+    if profile in QUICK:
+        return [QUICK_GRID, QUICK_GRID[:1]]
+    if base != "KD" or scores in LAMBDAS:
+        return []
+    if student not in ("dropped", "pruned"):
+        return [COARSE]
+    return [GRID, COARSE] if scores == "random" else [GRID]
+
+
 def chosen(profile: str, task: str, student: str = "dropped", scores: str = "knowledgeable") -> float | None:
-    """The sparsity above 0 with the best held-out verdict metric, a mean over the first seeds; None while the grid that
-    chooses it (of random scores, at least the coarse one) has not run."""
+    """The sparsity above 0 with the best held-out verdict metric, a mean over the first seeds; None while no grid that
+    may choose it has run."""
     metric, store = tasks.get(task).verdict_metric, Store()
     seeds = range(profiles.profile(profile).seeds)
-    for grid in (GRID, COARSE)[: 2 if scores == "random" else 1]:
+    for grid in grids(profile, student, scores):
         specs = [sparse(profile, task, seed, s, student, scores) for s in grid for seed in seeds]
         records, missing = look_up(specs, store)
         if not missing:
