@@ -70,11 +70,11 @@ def _quick(profile: str, task: str) -> Iterator[Spec]:
     yield from _grid(profile, task, seeds, grid)
     yield from (sparse(profile, task, seed, s, scores="random") for seed in seeds for s in grid[:1])
     yield from (one(profile, task, method, 0) for method in BASELINES)
+    yield from _grid(profile, task, [0], grid[:1], "pruned")
+    yield sparse(profile, task, 0, grid[0], protocol="paper")
+    yield from _ablations(profile, task, [0], grid[0])
     if profile == "smoke":
-        yield from _grid(profile, task, [0], grid[:1], "pruned")
         yield from (one(profile, task, method, 0, "pruned") for method in ("TAKD", "DynaBERT"))
-        yield sparse(profile, task, 0, grid[0], protocol="paper")
-        yield from _ablations(profile, task, [0], grid[0])
         yield from _scales(profile, task, [0], grid[:1])
 
 
