@@ -136,7 +136,8 @@ def distil_student(made: Bench, student, objective, seed: int, evaluate: bool = 
     from kdutils import bert, distil
 
     judge = distil.evaluator(made.task, made.data.evaluation, made.signals) if evaluate else None
-    result = distil.train(student, made.data.train, objective, made.settings, seed=seed, evaluate=judge, **options)
+    result = distil.train(student, made.data.train, objective, made.settings, seed=seed, evaluate=judge,
+                          progress=True, **options)
     return outcome(result, student_parameters=bert.counts(student)["encoder"])
 
 
