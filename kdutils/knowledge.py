@@ -36,10 +36,11 @@ def fink(logits: torch.Tensor, labels: torch.Tensor, literal: bool = False) -> t
     """Finetune knowledge: cross-entropy, a mean over the batch; a regression: mean-squared error.
 
     Literal (eq. 18): summed over the batch's correctly predicted rows only, because its indicator calls the gold label
-    a prediction; there a row that the student gets wrong teaches nothing.
+    a prediction; there a row that the student gets wrong teaches nothing. ValueError: the literal form of a regression.
     """
     if not literal:
         return losses.hard(logits, labels)
+    _classification(logits)
     right = logits.argmax(-1) == labels
     return (F.cross_entropy(logits, labels, reduction="none") * right).sum()
 
@@ -48,18 +49,24 @@ def resk(student: torch.Tensor, teacher: torch.Tensor, tau: float, literal: bool
     """Response knowledge from logits [b, c]: tau^2 KL(teacher || student) at temperature tau, a mean over the batch; a
     regression [b, 1]: mean-squared error.
 
-    Literal (eq. 14): KL(student || teacher), summed over the batch, without tau^2.
+    Literal (eq. 14): KL(student || teacher), summed over the batch, without tau^2. ValueError: that of a regression.
     """
-    if student.shape[1] == 1:
-        return F.mse_loss(student, teacher)
     if literal:
+        _classification(student)
         return len(student) * losses.kl(teacher, student, tau)
-    return tau**2 * losses.kl(student, teacher, tau)
+    return F.mse_loss(student, teacher) if student.shape[1] == 1 else tau**2 * losses.kl(student, teacher, tau)
+
+
+def _classification(logits: torch.Tensor) -> None:
+    if logits.shape[1] == 1:
+        raise ValueError("literal: got a regression; allowed: classification")
 
 
 def feak(student: torch.Tensor, teacher: torch.Tensor, assigned: Sequence[int], literal: bool = False) -> torch.Tensor:
     """Feature knowledge from [CLS] states [b, layers + 1, d]: the (unsquared) distance of unit vectors, student layer i
-    to teacher layer I(i); at most 2. A mean over batch and layers; literal (eq. 15): a sum over both."""
+    to teacher layer I(i); at most 2. A mean over batch and layers; literal (eq. 15): a sum over both. ValueError: not
+    one assigned layer for each of the student's."""
+    _one_each(student, assigned)
     apart = F.normalize(student[:, 1:], dim=-1) - F.normalize(teacher[:, list(assigned)], dim=-1)
     distance = (apart.square().sum(-1) + 1e-12).sqrt()  # the root has no gradient at zero
     return distance.sum() if literal else distance.mean()
@@ -70,14 +77,21 @@ def relk(student: torch.Tensor, teacher: torch.Tensor, assigned: Sequence[int], 
     G(h1, h2) = h1 h2^T / d of student layers (i, i + 1) and teacher layers (I(i), I(i) + 1), i below the last.
 
     No matrix is built: |a b^T - c e^T|^2 = |a|^2 |b|^2 + |c|^2 |e|^2 - 2 (a.c)(b.e), and the mean over d x d entries of
-    matrices over d divides by d^4. A mean over batch and pairs; literal (eq. 17): a sum over both.
+    matrices over d divides by d^4. A mean over batch and pairs; literal (eq. 17): a sum over both. ValueError: not one
+    assigned layer for each of the student's.
     """
+    _one_each(student, assigned)
     at = torch.tensor(assigned[:-1], device=student.device)
     a, b = student[:, 1:-1], student[:, 2:]
     c, e = teacher[:, at], teacher[:, at + 1]
     squared = _dot(a, a) * _dot(b, b) + _dot(c, c) * _dot(e, e) - 2 * _dot(a, c) * _dot(b, e)
     mse = squared / student.shape[-1] ** 4
     return mse.sum() if literal else mse.mean()
+
+
+def _one_each(student: torch.Tensor, assigned: Sequence[int]) -> None:
+    if len(assigned) != student.shape[1] - 1:  # a single one would be broadcast to all
+        raise ValueError(f"assigned layers: got {len(assigned)}; allowed: {student.shape[1] - 1}")
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -164,10 +178,17 @@ def constant(action: Sequence[float]) -> Callable:
     return lambda step, student, teacher: taken
 
 
+def switched(first: Sequence[float], then: Sequence[float], at: float) -> Callable:
+    """The policy that takes the action `first` before step `at` and `then` from it on."""
+    before, after = tuple(first), tuple(then)
+    return lambda step, student, teacher: before if step < at else after
+
+
 class Draws:
-    """A random policy: at every step one of the 15 hard selections (`soft`: four uniform numbers from 0 to 1), drawn
-    from `draw` and the step alone, so that the sequence can be replayed whatever a run's seed. From step `until` on,
-    every type is taken (Random-One's `until` is one epoch)."""
+    """A random policy: at every call the next of the 15 hard selections (`soft`: four uniform numbers from 0 to 1) of
+    a sequence that `draw` alone decides, so that it can be replayed whatever a run's seed. The sequence goes on from
+    call to call and does not look at the step: each run needs a policy of its own, asked once a step, in order. From
+    step `until` on, every type is taken (Random-One's `until` is one epoch)."""
 
     def __init__(self, draw: int, soft: bool = False, until: float = math.inf):
         self._generator = torch.Generator().manual_seed(draw)

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kdutils import augment, bert, data, distil, knowledge, profiles, tasks
-from kdutils.experiments import probes
+from kdutils import augment, bert, data, distil, experiments, knowledge, profiles, tasks, verdicts
+from kdutils.experiments import common, packing, probes
 from kdutils.knowledge import Draws, Selective, assignment, constant, feak, fink, relk, resk, selection
 from kdutils.records import Store, look_up
 from kdutils.teacher import Signals, ask
@@ -88,6 +89,21 @@ def test_assignment_names_the_allowed_depths(student):
         assignment(student, 6)
 
 
+@pytest.mark.parametrize("assigned", [(4,), (2, 3, 4)])
+def test_every_student_layer_has_one_assigned(assigned):
+    """One layer alone would be compared with all of the student's, three with relations of two."""
+    for loss in (feak, relk):
+        with pytest.raises(ValueError, match=rf"^assigned layers: got {len(assigned)}; allowed: 2$"):
+            loss(STUDENT, TEACHER, assigned)
+
+
+def test_the_literal_forms_are_of_classification():
+    one = torch.tensor([[1.0], [4.0]])
+    for loss, rest in ((fink, (torch.tensor([0.0, 2.0]),)), (resk, (one, 2.0))):
+        with pytest.raises(ValueError, match="^literal: got a regression; allowed: classification$"):
+            loss(one, *rest, literal=True)
+
+
 # ------------------------------------------------------------------------------------------------------------ selection
 
 
@@ -155,6 +171,12 @@ def test_random_draws_depend_on_the_draw_and_not_on_the_seed(setup):
     assert set(first) == set(knowledge.CHOICES) and (0, 0, 0, 0) not in first
 
 
+def test_draws_go_on_from_call_to_call_and_stay_what_the_published_runs_had():
+    policy = Draws(7)
+    found = [policy(step) for step in (0, 0, 5)]
+    assert found == [(0, 0, 0, 1), (1, 0, 0, 0), (0, 0, 1, 0)]
+
+
 def test_random_one_stops_selecting_after_the_first_epoch(setup):
     _, selective, _ = distilled((replace(setup[0], epochs=3), *setup[1:]), Draws(0, until=3))
     first, rest = selective.actions[:3], selective.actions[3:]
@@ -199,10 +221,45 @@ def test_replays_take_the_best_and_the_middle_sequences_once_all_are_there():
     first = [s for s in probes.plan("smoke", "synthetic") if s.method == "Random-All"]
     assert probes.replays("smoke", "synthetic") == []
     for spec, score in zip(first, (0.6, 0.9, 0.7), strict=True):
-        Store().put(spec, {"best": {"epoch": 1, "dev": {"accuracy": score}}}, 1.0)
+        Store().put(spec, {"metrics": {"dev": {"accuracy": score}}}, 1.0)
     found = probes.replays("smoke", "synthetic")
     assert {s.args["was"]: s.args["draw"] for s in found} == {"best": 1, "middle": 2}
     assert all(s.seed >= probes.REPLAY_SEED for s in found) and set(found) <= set(probes.plan("smoke", "synthetic"))
+
+
+def test_sequences_are_ranked_by_the_verdicts_metric_and_replayed_as_often_as_a_verdict_needs(monkeypatch):
+    """On MRPC a student's F1 may be high because it answers a constant; then its Matthews correlation is 0."""
+    def known(specs, store):
+        scores = [{"f1": 0.8 - 0.01 * i, "accuracy": 0.7, "matthews": 0.01 * i} for i in range(len(specs))]
+        return [{"spec": {"args": spec.args}, "metrics": {"dev": score}, "best": {"dev": score}}
+                for spec, score in zip(specs, scores, strict=True)], []
+
+    monkeypatch.setattr(probes, "look_up", known)
+    found = probes.replays("mini", "mrpc")
+    assert {s.args["draw"] for s in found if s.args["was"] == "best"} == {17, 18, 19}
+    for was in ("best", "middle"):
+        assert len({s.seed for s in found if s.args["was"] == was}) >= verdicts.FEWEST
+
+
+@pytest.mark.parametrize("profile, task, names", [("mini", "mrpc", knowledge.TYPES), ("paper", "rte", knowledge.TYPES),
+                                                  ("smoke", "synthetic", ["FinK"]), ("demo", "rotten", ["FinK"])])
+def test_types_are_left_out_of_each_half(profile, task, names):
+    planned = {(s.method, s.args["knowledge"], s.seed) for s in probes.plan(profile, task)
+               if s.method in ("early", "late")}
+    seeds = {s.seed for s in probes.plan(profile, task) if s.method == "fixed"}
+    assert planned == {(m, name, s) for m in ("early", "late") for name in names for s in seeds}
+
+
+def test_early_and_late_share_all_types_but_one_and_are_trained_as_packs(setup, monkeypatch):
+    settings, task, model, signals = setup
+    made = SimpleNamespace(settings=replace(settings, epochs=2), data=task, teacher=model, signals={"train": signals})
+    monkeypatch.setattr(common, "bench", lambda spec, states: made)
+    specs = [probes.make(probes.CHAPTER, "smoke", "synthetic", method, 0, knowledge="FeaK")
+             for method in ("early", "late")]
+    assert len(experiments.packs([*specs, probes.make(probes.CHAPTER, "smoke", "synthetic", "fixed-seed", 0)])) == 1
+    early, late = packing.selections([next(probes.stages(spec)) for spec in specs]).actions.tolist()
+    every, rest = [1, 1, 1, 1], [1, 1, 0, 1]
+    assert early == [every] * 3 + [rest] * 3 and late == early[::-1]  # 96 rows, batches of 32, two epochs
 
 
 def test_weights_are_equal_unless_a_trial_is_clearly_better():

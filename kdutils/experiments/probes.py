@@ -18,7 +18,7 @@ ROUND = 10  # repeats of a policy before the next one's, so that any prefix of a
 EARLY = 50  # repeats that come before the other depth's runs
 REPLAYED = 3  # sequences from the top, and from the middle, that are trained on again
 REPLAYED_FROM = 20  # Random-All's first runs, from which they are taken
-REPLAYS = 3  # fresh seeds for each of them
+REPLAYS = 5  # fresh seeds for each of them: the fewest that a verdict takes
 REPLAY_SEED = 1000  # the first of those seeds
 TRIALS = ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 0.3, 0.3), (1.0, 1.0, 1.0, 0.1), (1.0, 1.0, 0.1, 0.1))
 TRIAL_SEEDS = (900, 901)
@@ -80,6 +80,8 @@ def plan(profile: str, task: str) -> list[Spec]:
     head = [spec for s in seeds for names in ("FeaK", "RelK") for spec in specs("teacher-head", [s], knowledge=names)]
     other = [spec for s in seeds for names in FIXED[-1 if small else 0 :]
              for spec in specs("fixed", [s], knowledge=names, layers=other_depth(profile, task))]
+    halves = [spec for s in seeds for name in FIXED[: 1 if small else 4] for method in ("early", "late")
+              for spec in specs(method, [s], knowledge=name)]
     rounds = []
     repeats = SMALL.get(profile, REPEATS)
     for first in range(0, repeats, ROUND):
@@ -88,8 +90,9 @@ def plan(profile: str, task: str) -> list[Spec]:
         rounds += specs("fixed-seed", [len(seeds) + r for r in some])  # the null goes on where the fixed runs end
         rounds += [spec for r in some for spec in specs("Random-One", [r], draw=r)]
     if profile == "demo":
-        return [*fixed, *rounds]
-    return [*trials, *fixed, *rounds[: 3 * EARLY], *replays(profile, task), *head, *other, *rounds[3 * EARLY :]]
+        return [*fixed, *rounds, *halves]
+    return [*trials, *fixed, *rounds[: 3 * EARLY], *replays(profile, task), *halves, *head, *other,
+            *rounds[3 * EARLY :]]
 
 
 def _trial(profile: str, task: str, weights: tuple[float, ...], seed: int) -> Spec:
@@ -107,14 +110,16 @@ def best_weights(scores: dict[tuple[float, ...], list[float]]) -> tuple[float, .
 
 
 def replays(profile: str, task: str) -> list[Spec]:
-    """The best and the middle sequences of the first Random-All runs (by the paper's score, the best epoch on dev), to
-    be trained on again with fresh seeds; none until those runs are all there."""
+    """The best and the middle sequences of the first Random-All runs, to be trained on again with fresh seeds; none
+    until those runs are all there. They are ranked by the verdict's metric on dev after the last epoch: MRPC's best
+    epoch is F1's, by which a constant answer does well."""
     small = profile in SMALL
     first = [make(CHAPTER, profile, task, "Random-All", r, draw=r) for r in range(SMALL.get(profile, REPLAYED_FROM))]
     records, missing = look_up(first, Store())
     if missing:
         return []
-    ranked = sorted(records, key=lambda record: -next(iter(record["best"]["dev"].values())))
+    metric = tasks.get(task).verdict_metric
+    ranked = sorted(records, key=lambda record: -record["metrics"]["dev"][metric])
     draws = [record["spec"]["args"]["draw"] for record in ranked]
     count = 1 if small else REPLAYED
     start = (len(draws) - count) // 2
@@ -140,6 +145,12 @@ def stages(spec: Spec) -> packing.Stages:
     method, args = base(spec), spec.args
     made = common.bench(spec, states=True)
     epoch = math.ceil(len(made.data.train) / made.settings.batch_size)
+
+    def half(early: bool):  # all types in one half of training, all but the run's in the other
+        rest = tuple(1.0 - taken for taken in knowledge.selection(args["knowledge"]))
+        every = knowledge.selection(ALL)
+        return knowledge.switched(*((every, rest) if early else (rest, every)), at=epoch * made.settings.epochs / 2)
+
     policies = {
         "tuning": lambda: knowledge.constant(knowledge.selection(ALL)),
         "fixed": lambda: knowledge.constant(knowledge.selection(args["knowledge"])),
@@ -148,6 +159,8 @@ def stages(spec: Spec) -> packing.Stages:
         "Random-All": lambda: knowledge.Draws(args["draw"]),
         "replay": lambda: knowledge.Draws(args["draw"]),
         "Random-One": lambda: knowledge.Draws(args["draw"], until=epoch),
+        "early": lambda: half(True),
+        "late": lambda: half(False),
     }
     if method not in policies:
         raise ValueError(f"method: got {spec.method!r}; allowed: {', '.join(policies)}")
