@@ -1,4 +1,4 @@
-"""What chapter 05 shows of its runs: fixed knowledge, luck and its null, replays, slopes. Reads records only."""
+"""What chapter 05 shows of its runs: fixed knowledge, luck and its null, replays, halves, slopes. Reads records."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdutils import claims, figures, tables, tasks
+from kdutils import claims, figures, tables, tasks, verdicts
 from kdutils.experiments import probes
-from kdutils.intervals import Estimate, spread, t_estimate
+from kdutils.intervals import EMPTY, LEVEL, Estimate, spread, t_estimate
 from kdutils.tables import said, task_names, text
 
 TYPES = ("FinK", "ResK", "FeaK", "RelK")
@@ -37,8 +37,15 @@ def runs(profile: str, task: str, repeats: int, train: bool) -> figures.Runs:
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
-    """`tables.measured`; `paper` is the paper's metric at the best dev epoch."""
-    return tables.measured(frame, ("knowledge", "weights", "draw", "was"), paper="best_dev_{paper}")
+    """`tables.measured` and three columns more. `dev`: the verdict's metric on dev; `unseen`: the same on rows that
+    ranked nothing, test where there is one and else held-out rows. `paper`: accuracy on dev, the paper's measure, at
+    the best epoch; at the last one where the best is that of F1 (MRPC, QQP), by which a constant answer does well.
+    """
+    made = tables.measured(frame, ("knowledge", "weights", "draw", "was", "layers"), dev="dev_{score}",
+                           test="test_{score}", last="dev_accuracy", best="best_dev_accuracy")
+    first = made["task"].map(lambda name: tasks.get(name).metrics[0])
+    return made.assign(unseen=made["test"].fillna(made["held"]),
+                       paper=made["best"].where(first == "accuracy", made["last"]))
 
 
 def scores(data: pd.DataFrame, method: str, task: str, column: str = "score") -> pd.Series:
@@ -80,11 +87,13 @@ def trials(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fixed(data: pd.DataFrame, method: str = "fixed", column: str = "score") -> pd.DataFrame:
-    """One row a combination of types, one column a task: mean of `column`, half a 95 % interval, n."""
-    some = data[data["method"] == method]
-    rows = [{"knowledge": names} | {name: text(part.loc[part["task"] == name, column]) for name in task_names(some)}
-            for names in probes.FIXED if len(part := some[some["knowledge"] == names])]
+def fixed(data: pd.DataFrame, column: str = "score", deeper: bool = False) -> pd.DataFrame:
+    """One row a combination of types, one column a task: mean of `column`, half a 95 % interval, n. With `deeper`,
+    students of each task's second depth, which is in the column's name."""
+    some = data[data["layers"].notna() if deeper else data["method"] == "fixed"]
+    name = some["task"] + (some["layers"].map(", {:.0f} layers".format) if deeper else "")
+    rows = [{"knowledge": names} | {label: text(some.loc[(name == label) & here, column]) for label in name.unique()}
+            for names in probes.FIXED if (here := some["knowledge"] == names).any()]
     return pd.DataFrame(rows)
 
 
@@ -99,7 +108,8 @@ def heads(data: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in task_names(data):
         for names in ("FeaK", "RelK"):
-            part = data[(data["task"] == name) & (data["knowledge"] == names)]
+            part = data[(data["task"] == name) & (data["knowledge"] == names)
+                        & data["method"].isin(["fixed", "teacher-head"])]
             if part.empty:
                 continue
             found = {label: text(part.loc[part["method"] == method, "score"])
@@ -110,12 +120,12 @@ def heads(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def luck(data: pd.DataFrame) -> pd.DataFrame:
-    """Best and worst run of each policy by accuracy on dev at the best epoch, in percent, and their spread; last the
-    range expected of as many equals (`best_of`) with the median's accuracy."""
+    """Best and worst run of each policy by the paper's measure (see `measured`), in percent, and their spread; last
+    the range expected of as many equals (`best_of`) with the median's accuracy."""
     rows = []
     for name in task_names(data):
         for method in POLICIES:
-            values = scores(data, method, name, "best_dev_accuracy")
+            values = scores(data, method, name, "paper")
             if len(values):
                 size, middle = DEV_ROWS.get(name), values.median()
                 low, high = best_of(len(values), size, middle / 100) if size else (math.nan, math.nan)
@@ -146,7 +156,8 @@ def paper_luck() -> pd.DataFrame:
 
 
 def spreads(data: pd.DataFrame) -> pd.DataFrame:
-    """Mean distance of runs from their median: each random policy against the null, in points of the score."""
+    """Mean distance of runs from their median: each random policy against the null, in points of the score; and the
+    share of a policy's variance that the null has not (see `beyond`)."""
     rows = []
     for name in task_names(data):
         null = scores(data, "fixed-seed", name)
@@ -154,13 +165,35 @@ def spreads(data: pd.DataFrame) -> pd.DataFrame:
             values = scores(data, method, name)
             rows.append({"task": name, "policy": method, "n": f"{len(values)} and {len(null)}",
                          "sd": values.std(), "sd, seeds alone": null.std(),
-                         "further from the median": said(spread(values, null))})
+                         "further from the median": said(spread(values, null)),
+                         "variance from selection, %": _range(beyond(values, null))})
     return pd.DataFrame([row for row in rows if row["n"] != "0 and 0"])
 
 
+def beyond(values: pd.Series, null: pd.Series) -> Estimate:
+    """How much of a policy's variance is selection's: 1 - var(null) / var(values), in percent, with a bootstrapped 95 %
+    interval (BCa; runs that collapse make scores far from normal). Negative where the null is wider."""
+    def share(a, b, axis=-1):
+        return 100 * (1 - b.var(axis=axis, ddof=1) / a.var(axis=axis, ddof=1))
+
+    values, null = values.to_numpy(), null.to_numpy()
+    n = min(len(values), len(null))
+    if n < verdicts.FEWEST or min(np.ptp(values), np.ptp(null)) == 0:
+        return EMPTY | {"n": n}
+    ends = stats.bootstrap((values, null), share, confidence_level=LEVEL, random_state=np.random.default_rng(0))
+    low, high = ends.confidence_interval
+    return EMPTY | {"effect": share(values, null), "low": low, "high": high, "n": n}
+
+
+def _range(estimate: Estimate) -> str:
+    """An estimate whose interval need not be symmetric."""
+    effect, low, high = (figures.number(estimate[name], 0) for name in ("effect", "low", "high"))
+    return figures.DASH if effect == figures.DASH else f"{effect} [{low}, {high}]"
+
+
 def replayed(data: pd.DataFrame) -> pd.DataFrame:
-    """The replayed sequences: their first run's best epoch on dev, the same of the replays, and the replays' score; the
-    group's means over replays, with the sequences' number."""
+    """The replayed sequences: mean score of their first runs and of the replays, on dev, by which they were ranked, and
+    on rows that ranked nothing; last the mean of all random runs there."""
     rows = []
     for name in task_names(data):
         again, first = _of(data, "replay", name), _of(data, "Random-All", name)
@@ -170,18 +203,46 @@ def replayed(data: pd.DataFrame) -> pd.DataFrame:
                 once = first[first["draw"].isin(some["draw"])]
                 rows.append({
                     "task": name, "sequences": f"{was} {some['draw'].nunique()}",
-                    "first time, dev": once["paper"].mean() * 100,
-                    "replayed, dev": text(some["paper"]),
-                    "first time": once["score"].mean() * 100,
-                    "replayed": text(some["score"]),
-                    "all random runs": first["score"].mean() * 100})
+                    "first time, dev": once["dev"].mean() * 100,
+                    "replayed, dev": text(some["dev"]),
+                    "unseen rows": "test" if some["test"].notna().all() else "held-out",
+                    "first time": once["unseen"].mean() * 100,
+                    "replayed": text(some["unseen"]),
+                    "all random runs": first["unseen"].mean() * 100})
     return pd.DataFrame(rows)
 
 
 def stays_lucky(data: pd.DataFrame, task: str) -> Estimate:
-    """Best sequences less middle ones, replayed: points of the score, paired by fresh seed."""
-    means = _of(data, "replay", task).groupby(["was", "seed"], as_index=False)["score"].mean()
-    return tables.versus(*(means[means["was"] == was] for was in ("best", "middle")))
+    """Best sequences less middle ones, replayed: points on rows that ranked nothing, paired by fresh seed."""
+    means = _of(data, "replay", task).groupby(["was", "seed"], as_index=False)["unseen"].mean()
+    return tables.versus(*(means[means["was"] == was] for was in ("best", "middle")), "unseen")
+
+
+def sequences(data: pd.DataFrame) -> pd.DataFrame:
+    """Replays on rows that ranked nothing: standard deviations, in points, between sequences and between the seeds of
+    one sequence, and the sequences' share of the two variances, in percent.
+
+    Every sequence has the same seeds, so that the analysis of variance has two ways: what the seeds have in common is
+    taken out of the differences between sequences, and counted within them. The share's interval is F's.
+    """
+    rows = []
+    for name in task_names(data):
+        again = _of(data, "replay", name)
+        table = again.pivot_table(index="seed", columns="draw", values="unseen").dropna() * 100
+        seeds, count = table.shape
+        if min(seeds, count) < 2:
+            continue
+        rest = table - table.mean() - table.mean(axis=1).to_numpy()[:, None] + table.to_numpy().mean()
+        df = count - 1, (count - 1) * (seeds - 1)
+        error = (rest**2).to_numpy().sum() / df[1]
+        ratio, within = seeds * table.mean().var() / error, table.var().mean()
+        cuts = np.array([1, *stats.f.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], *df)])
+        between = np.maximum(ratio / cuts - 1, 0) * error / seeds
+        effect, low, high = 100 * between / (between + within)
+        rows.append({"task": name, "sequences": count, "seeds": seeds, "sd between sequences": math.sqrt(between[0]),
+                     "sd within one": math.sqrt(within),
+                     "variance from sequences, %": _range({"effect": effect, "low": low, "high": high})})
+    return pd.DataFrame(rows)
 
 
 # ----------------------------------------------------------------------------------------------------------------- when
@@ -191,6 +252,33 @@ def shares(data: pd.DataFrame) -> pd.DataFrame:
     """One row a run: the share of steps at which each type was chosen, in columns such as ("FinK", "first")."""
     return pd.DataFrame({(kind, third): [one[i] for one in data[f"extra_chosen_{kind}"]]
                          for kind in TYPES for i, third in enumerate(THIRDS)}, index=data.index)
+
+
+def halves(data: pd.DataFrame) -> pd.DataFrame:
+    """Students that learn a type in one half of training only, and all other types throughout: scores, and the second
+    half minus the first, paired by seed; beside them those that learn all types throughout."""
+    rows = []
+    for name, kind, early, late in _halves(data):
+        whole = _of(data, "fixed", name).query("knowledge == @probes.ALL")
+        rows.append({"task": name, "type": kind, "first half only": text(early["score"]),
+                     "second half only": text(late["score"]), "throughout": text(whole["score"]),
+                     "late minus early": said(tables.versus(late, early))})
+    return pd.DataFrame(rows)
+
+
+def halves_that_differ(data: pd.DataFrame) -> str:
+    """Of how many late minus early differences the interval excludes zero, such as "1 of 8"."""
+    found = [tables.versus(late, early) for *_, early, late in _halves(data)]
+    known = [e for e in found if e["n"] >= verdicts.FEWEST]
+    return f"{sum(e['low'] > 0 or e['high'] < 0 for e in known)} of {len(known)}"
+
+
+def _halves(data: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
+    """Task, type, and its runs early and late, where there are any."""
+    some = data[data["method"].isin(["early", "late"])]
+    groups = {(name, kind): part for (name, kind), part in some.groupby(["task", "knowledge"], sort=False)}
+    return [(name, kind, _of(part, "early", name), _of(part, "late", name))
+            for name in task_names(some) for kind in TYPES if (part := groups.get((name, kind))) is not None]
 
 
 def regression(data: pd.DataFrame, task: str, by: str = "third") -> dict[str, Estimate]:

@@ -15,8 +15,9 @@ TYPES = probes_page.TYPES
 def run(method, seed, score, task="mrpc", **more):
     """A row of `records.frame` with a score on test and dev."""
     made = {"profile": "mini", "chapter": "05_knowledge_probes", "task": task, "method": method, "seed": seed,
-            "test_matthews": score, "dev_matthews": score, "best_dev_f1": score, "best_dev_accuracy": score,
-            "held_matthews": score, "extra_teacher_test_matthews": 0.5, "extra_majority_test_matthews": 0.0}
+            "test_matthews": score, "dev_matthews": score, "dev_accuracy": score, "best_dev_f1": score,
+            "best_dev_accuracy": score, "held_matthews": score, "extra_teacher_test_matthews": 0.5,
+            "extra_majority_test_matthews": 0.0}
     return made | more
 
 
@@ -92,6 +93,102 @@ def test_a_sequence_that_only_was_lucky_falls_back():
     assert middle["replayed"] == best["replayed"]
     found = probes_page.stays_lucky(data, "mrpc")
     assert found["effect"] == pytest.approx(0) and found["n"] == 3
+
+
+def on_rte(method, seed, dev, held, **more):
+    """A row of a task without a test set."""
+    return {"profile": "mini", "chapter": "05_knowledge_probes", "task": "rte", "method": method, "seed": seed,
+            "dev_accuracy": dev, "best_dev_accuracy": dev + 0.1, "held_accuracy": held} | more
+
+
+def test_replays_are_scored_on_rows_that_did_not_rank_them():
+    """On RTE, which has no test set, that is held-out rows; the sequence that is best on dev is worst there."""
+    first = [on_rte("Random-All", i, dev, 1 - dev, draw=i) for i, dev in enumerate((0.7, 0.6))]
+    again = [on_rte("replay", 1000 + i, 0.7, held + i / 1000, draw=draw, was=was) for i in range(5)
+             for draw, was, held in ((0, "best", 0.50), (1, "middle", 0.55))]
+    data = measured(first + again)
+    best, middle = probes_page.replayed(data).to_dict("records")
+    assert (best["unseen rows"], best["first time, dev"], best["first time"]) == ("held-out", 70, pytest.approx(30))
+    assert best["replayed, dev"].startswith("70.0") and best["replayed"].startswith("50.2")
+    assert probes_page.stays_lucky(data, "rte")["effect"] == pytest.approx(-5)
+    there = probes_page.replayed(measured([run("Random-All", 0, 0.5, draw=0), run("replay", 1000, 0.4, was="best",
+                                                                                  draw=0)]))
+    assert there["unseen rows"].tolist() == ["test"]
+
+
+def test_the_papers_measure_is_of_no_epoch_that_f1_chose():
+    """On MRPC the best epoch is F1's, and accuracy is read at the last one; on RTE both are accuracy's."""
+    mrpc = run("Random-All", 0, 0.3, draw=0, dev_accuracy=0.75, best_dev_accuracy=0.684)
+    data = measured([mrpc, on_rte("Random-All", 0, 0.6, 0.6, draw=0)])
+    assert data["paper"].tolist() == pytest.approx([0.75, 0.70])
+    assert probes_page.luck(data)["best"].tolist() == pytest.approx([75, 70])
+
+
+def test_the_other_depth_is_each_tasks_own():
+    rows = [run("fixed-4L", s, 0.3, knowledge="FinK", layers=4) for s in range(2)]
+    rows += [on_rte("fixed-2L", 0, 0.6, 0.6, knowledge="ResK", layers=2)]
+    rows += [run("fixed", 0, 0.4, knowledge="FinK"), run("fixed-seed", 5, 0.4)]
+    table = probes_page.fixed(measured(rows), deeper=True).set_index("knowledge")
+    assert list(table) == ["mrpc, 4 layers", "rte, 2 layers"]
+    assert table.loc["FinK"].tolist() == ["30.0 (2)", "–"]
+    assert table.loc["ResK", "rte, 2 layers"] == "60.0 (1)" and len(table) == 2
+    assert list(probes_page.fixed(measured(rows))) == ["knowledge", "mrpc"]
+
+
+def test_the_share_of_the_variance_that_selection_adds():
+    """Seeds have a deviation of 3 points, selection adds one of 4: 16 of 25 parts of the variance."""
+    rng = np.random.default_rng(2)
+    values, null = pd.Series(rng.normal(0, 5, 400)), pd.Series(rng.normal(0, 3, 400))
+    found = probes_page.beyond(values, null)
+    assert found["low"] < 64 < found["high"] and found["high"] - found["low"] < 20 and found["n"] == 400
+    same = probes_page.beyond(null[:50], null[50:100])
+    assert same["low"] < 0 < same["high"]
+    assert np.isnan(probes_page.beyond(values[:4], null)["effect"])
+    rows = [run(method, i, x / 100) for method, some in (("Random-All", values), ("fixed-seed", null))
+            for i, x in enumerate(some)]
+    shown = probes_page.spreads(measured(rows))["variance from selection, %"]
+    assert shown.iloc[0] == f"{found['effect']:.0f} [{found['low']:.0f}, {found['high']:.0f}]"
+
+
+def replays_of(between, common, noise, count, seeds=5):
+    """Replays of `count` sequences whose scores, in points, vary with the sequence, the seed and at random."""
+    rng = np.random.default_rng(3)
+    sequence, seed = rng.normal(0, between, count), rng.normal(0, common, seeds)
+    return measured([run("replay", 1000 + j, 0.5 + (sequence[i] + seed[j] + rng.normal(0, noise)) / 100, draw=i,
+                         was="best") for i in range(count) for j in range(seeds)])
+
+
+def test_sequences_and_seeds_share_the_variance_of_replays():
+    """9 parts of the variance are the sequence's, 4 the seed's (common to all sequences), 12 are chance."""
+    (row,) = probes_page.sequences(replays_of(3, 2, 12**0.5, count=400, seeds=60)).to_dict("records")
+    assert (row["sequences"], row["seeds"]) == (400, 60)
+    assert row["sd between sequences"] == pytest.approx(3, rel=0.1)
+    assert row["sd within one"] == pytest.approx(4, rel=0.1)
+    effect, low, high = (float(x) for x in row["variance from sequences, %"].replace(",", "").replace("[", "")
+                         .rstrip("]").split())
+    assert low < 36 < high and effect == pytest.approx(36, abs=5)
+
+
+def test_what_seeds_have_in_common_is_not_taken_for_a_difference_between_sequences():
+    (row,) = probes_page.sequences(replays_of(0, 5, 1, count=6)).to_dict("records")
+    assert row["sd between sequences"] < 1 and row["sd within one"] > 2
+    assert probes_page.sequences(replays_of(0, 5, 1, count=6, seeds=1)).empty
+
+
+def test_halves_are_compared_by_seed():
+    """FeaK late is two points better, seed by seed; seeds are ten apart."""
+    rows = []
+    for s in range(5):
+        for kind, late in (("FeaK", 0.02 + s % 2 / 1000), ("RelK", (s % 2 - 0.4) / 50)):
+            rows += [run("early", s, 0.3 + s / 10, knowledge=kind), run("late", s, 0.3 + s / 10 + late, knowledge=kind)]
+    rows += [run("fixed", s, 0.6, knowledge=probes_page.probes.ALL) for s in range(5)]
+    data = measured(rows + [run("late", 0, 0.5, knowledge="FinK")])
+    table = probes_page.halves(data).set_index("type")
+    assert list(table.index) == ["FinK", "FeaK", "RelK"] and table.loc["FinK", "first half only"] == "–"
+    shown = table.loc["FeaK", ["first half only", "throughout", "late minus early"]]
+    assert [cell[:4] for cell in shown] == ["50.0", "60.0", "+2.0"]
+    assert probes_page.halves_that_differ(data) == "1 of 2"
+    assert probes_page.heads(data).empty and probes_page.halves(measured([run("fixed", 0, 0.5)])).empty
 
 
 def test_wider_is_judged_as_the_claims_are():
