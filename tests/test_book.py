@@ -1,6 +1,7 @@
 """The pages as a reader gets them: all there, no errors, no broken links, words for pictures, no machine's paths."""
 
 import re
+import tomllib
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -97,6 +98,29 @@ def test_the_repository_has_one_address():
     files = [ROOT / "CITATION.cff", ROOT / "README.md", *(ROOT / "book").glob("*.md")]
     found = {match for file in files for match in re.findall(r"https://github\.com/[\w.-]+/[\w-]+", file.read_text())}
     assert found <= {url}
+
+
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "book/reproduce.md"])
+def test_printed_commands_are_preceded_by_what_they_need(name):
+    text = (ROOT / name).read_text()
+    box = text[text.lower().index("gpu box"):]
+    box = box[:box.index("SLURM")]
+    (extra,) = re.findall(r'"\.\[(\w+)\]"', box)
+    assert {"papermill", "nbclient", "ipykernel"} <= {re.split(r"[\[<>=]", need)[0] for need in EXTRAS[extra]}
+    assert "-r requirements-data.txt" in box or "install as above" in box
+    assert text.index(". .venv/bin/activate") < text.index("```bash\npapermill")
+
+
+def test_the_oldest_versions_declared_are_tested():
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text())["jobs"]["floor"]["steps"]
+    commands = "\n".join(step.get("run", "") for step in steps)
+    for name in ("torch", "transformers"):
+        (floor,) = [re.search(r">=([\d.]+)", need)[1] for need in EXTRAS["train"] if need.startswith(name)]
+        assert f'"{name}=={floor}.*"' in commands
+    assert "pytest tests" in commands and "whl/cpu" in commands
 
 
 def test_constraints_leave_the_gpu_to_the_machine():
