@@ -124,6 +124,19 @@ def test_committed_form(name):
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
+def test_every_parameter_is_checked_right_after_its_cell(name):
+    cells = [cell for cell in read(CHAPTERS[name]).cells if cell.cell_type == "code"]
+    where = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    calls = [node for node in ast.walk(ast.parse(cells[where + 1].source)) if isinstance(node, ast.Call)]
+    (check,) = [call for call in calls if ast.unparse(call.func) == "params.check"]
+    given = {keyword.arg: ast.unparse(keyword.value) for keyword in check.keywords}
+    assert [ast.unparse(argument) for argument in check.args] == ["globals()", repr(name)]
+    assert given.keys() == chapters.parameters_of(CHAPTERS[name])
+    common = [key for key in ("profile", "task", "train") if key in given]
+    assert [given[key] for key in common] == common  # by value; the others declare what they allow
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_prose_outweighs_code(name):
     cells = read(CHAPTERS[name]).cells
     code = [
