@@ -494,15 +494,20 @@ def test_each_protocol_scores_on_its_own_rows(runs, monkeypatch, protocol, split
     assert accuracy == pytest.approx(runs["KD"][1]["metrics"][split]["accuracy"], abs=0.03)
 
 
+def unlike() -> stark.Scores:
+    """Scores of the fixture's teacher by which no two kinds or readings say the same, friendliness the lower: on so few
+    rows its own P and Q are nearly equal."""
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.rand(shape, generator=generator) for shape in ((4, 4), (4, 4), (4, 64), (4, 64))]
+    return stark.Scores(*(low + draw / 2 for low, draw in zip((0.5, 0, 0.5, 0), draws, strict=True)))
+
+
 KINDS = {"knowledgeable": 0.5, "expressiveness": 1.0, "friendliness": 0.0}  # the weight of expressiveness
 
 
 def test_every_kind_of_scores_makes_the_teacher_that_it_says(runs, monkeypatch):
-    """With scores of which no two rank alike: a teacher trained on so few rows has P and Q nearly the same."""
-    spec = runs[0.6][0]
+    spec, found = runs[0.6][0], unlike()
     made, made_by = common.bench(spec), set()
-    torch.manual_seed(0)
-    found = stark.Scores(*map(torch.rand, ((4, 4), (4, 4), (4, 64), (4, 64))))
     monkeypatch.setattr(teachers, "scores", lambda spec, made: (found, 0.0))
 
     def by(lam: float):
@@ -578,15 +583,16 @@ def teaches(asked, rows, told: torch.Tensor, tau: float) -> bool:
 
 @pytest.mark.parametrize(("scores", "seed"), [(None, 0), ("random", 0), ("random", 3)])
 def test_an_automatic_student_learns_from_the_teacher_that_its_scores_made(runs, monkeypatch, scores, seed):
-    asked, found = [], teachers.scores(runs["auto"][0], common.bench(runs["auto"][0]))
-    monkeypatch.setattr(teachers, "scores", lambda spec, made: found)  # one trial student serves all
+    asked, found = [], unlike()
+    monkeypatch.setattr(teachers, "scores", lambda spec, made: (found, 0.0))
     monkeypatch.setattr(common, "distil_student", lambda *a: asked.append(a) or {"extra": {}})
     spec = replace(runs["auto"][0], args={"student": "dropped"} | ({"scores": scores} if scores else {}), seed=seed)
     made, extra = common.bench(spec), auto.run(spec)["extra"]
-    ranks = stark.random_scores(made.teacher, seed) if scores else found[0].knowledgeable()
+    ranks = stark.random_scores(made.teacher, seed) if scores else found.knowledgeable()
     sparse = stark.sparsify(made.teacher, *ranks, extra["sparsity"])
     ((taught, student, objective, its),) = asked
-    assert extra["sparsity"] == extra["neuron_sparsity"] == stark.density_peak(found[0], "A", 1.0).sparsity
+    assert len({stark.density_peak(found, reading).sparsity for reading in stark.READINGS[:2]}) == 2
+    assert extra["sparsity"] == extra["neuron_sparsity"] == stark.density_peak(found, "A", 1.0).sparsity
     assert bert.weights_hash(taught.teacher) == bert.weights_hash(sparse) != bert.weights_hash(made.teacher)
     assert extra["kept_heads"] == teachers.where(*ranks, [extra["sparsity"]] * 2)["kept_heads"] and its == seed
     told = ask(sparse, made.data.train).logits
