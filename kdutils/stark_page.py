@@ -208,14 +208,17 @@ def tradeoff(data: pd.DataFrame) -> pd.DataFrame:
 
 def costs(data: pd.DataFrame) -> pd.DataFrame:
     """Median seconds of each stage, and megabytes of a training step in float32, by task at half the teacher removed
-    (or the nearest sparsity that was run)."""
+    (or the nearest sparsity that was run). Scores are taken once a seed, for every sparsity, and some runs recorded the
+    moment it takes to look them up: the longest of a seed counts."""
     rows = []
     for name in task_names(data):
         kd, sparse = of(data, "KD", name), grid(data, name)
-        sparse = at_half(sparse[sparse["sparsity"] > 0])
+        above = sparse[sparse["sparsity"] > 0]
+        sparse = at_half(above)
         if not (len(kd) and len(sparse)):
             continue
-        seconds = {"trial, s": kd["extra_train_seconds"], "scoring, s": sparse["extra_score_seconds"],
+        seconds = {"trial, s": kd["extra_train_seconds"],
+                   "scoring, s": above.groupby("seed")["extra_score_seconds"].max(),
                    "asking the sparse teacher, s": sparse["extra_teacher_seconds"],
                    "actual, s": sparse["extra_train_seconds"]}
         memory = {"student's step, MB": kd["extra_memory_weights"] + kd["extra_memory_activations"],
