@@ -133,6 +133,7 @@ def test_the_other_depth_is_each_tasks_own():
     assert table.loc["FinK"].tolist() == ["30.0 (2)", "–"]
     assert table.loc["ResK", "rte, 2 layers"] == "60.0 (1)" and len(table) == 2
     assert list(probes_page.fixed(measured(rows))) == ["knowledge", "mrpc"]
+    assert probes_page.fixed(measured(rows[3:]), deeper=True).empty
 
 
 def test_the_share_of_the_variance_that_selection_adds():
