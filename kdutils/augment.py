@@ -2,7 +2,8 @@
 
 A word of one piece is replaced by what a masked language model puts in its place; a word of several pieces, and every
 word where the model has no language-model head (MiniLM), by a neighbour in the model's own input embeddings, which
-stand in for TinyBERT's GloVe vectors. Only words that the task's data hold are put in, because students keep no others.
+stand in for TinyBERT's GloVe vectors. Only words of the task's train split are put in: students keep no word that the
+task lacks, and words that only its evaluation splits hold would tell of rows that are yet to be judged.
 """
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ def spans(ids: Sequence[int], text: Sequence[str]) -> list[tuple[int, int]]:
 
 class Neighbours:
     """Nearest words, by cosine of `embeddings` [vocabulary, d]; a word of several pieces has their mean. Candidates are
-    the whole words of letters that are no stop words. `of(word)` gives up to `count` ids, never the word itself."""
+    the whole words of letters that are no stop words, of the ids `among` where it is given. `of(word)` gives up to
+    `count` ids, never the word itself."""
 
-    def __init__(self, embeddings: torch.Tensor, text: Sequence[str], count: int = CANDIDATES):
-        whole = [i for i in range(len(text)) if not text[i].startswith("##") and spans([i], text)]
+    def __init__(self, embeddings: torch.Tensor, text: Sequence[str], count: int = CANDIDATES,
+                 among: Sequence[int] | None = None):
+        ids = range(len(text)) if among is None else among
+        whole = [i for i in ids if not text[i].startswith("##") and spans([i], text)]
         self.embeddings, self.count = embeddings.float(), count
         self.ids = torch.tensor(whole)
         self.unit = F.normalize(self.embeddings[self.ids], dim=1)
@@ -71,11 +75,14 @@ def masked_lm(model: str):
 
 
 class Likely:
-    """What a masked language model puts in a word's place: the words of the task's vocabulary among its `count` first
-    guesses, never the word itself. Like TinyBERT, the masked sentence is followed by the sentence itself."""
+    """What a masked language model puts in a word's place: the words of the task's vocabulary (of its ids `among` where
+    they are given) among its `count` first guesses, never the word itself. Like TinyBERT, the masked sentence is
+    followed by the sentence itself."""
 
-    def __init__(self, model, vocabulary: torch.Tensor, mask: int, text: Sequence[str], count: int = CANDIDATES):
+    def __init__(self, model, vocabulary: torch.Tensor, mask: int, text: Sequence[str], count: int = CANDIDATES,
+                 among: Sequence[int] | None = None):
         self.model, self.vocabulary, self.mask, self.text, self.count = model, vocabulary, mask, text, count
+        self.among = set(range(len(vocabulary)) if among is None else among)
 
     @torch.inference_mode()
     def of(self, row: Sequence[int], places: Sequence[int]) -> dict[int, list[int]]:
@@ -94,7 +101,8 @@ class Likely:
     def _local(self, guesses: torch.Tensor, word: int) -> list[int]:
         at = torch.searchsorted(self.vocabulary, guesses).clamp_max(len(self.vocabulary) - 1)
         known = at[self.vocabulary[at] == guesses].tolist()
-        return [i for i in known if i != word and not self.text[i].startswith("##") and self.text[i].isalpha()]
+        return [i for i in known if i != word and i in self.among and not self.text[i].startswith("##")
+                and self.text[i].isalpha()]
 
 
 def augment(rows: Encoded, text: Sequence[str], neighbours: Neighbours, copies: int, seed: int,
@@ -131,12 +139,14 @@ def _vary(row: list[int], segments: list[int], options: dict, replace: float, ge
 
 
 def of_task(data: Data, settings: Settings, copies: int, seed: int, device: str | torch.device = "cpu") -> Encoded:
-    """The task's train split, augmented with its model's language-model head (if any) and input embeddings."""
-    text = pieces(data, settings)
+    """The task's train split, augmented with its model's language-model head (if any) and input embeddings, by words
+    that occur in it."""
+    text, among = pieces(data, settings), data.train.ids.unique().tolist()
     encoder = bert.trim(bert.load(settings.model, data.task.outputs), data.vocabulary)
-    neighbours = Neighbours(encoder.bert.embeddings.word_embeddings.weight.detach(), text)
+    neighbours = Neighbours(encoder.bert.embeddings.word_embeddings.weight.detach(), text, among=among)
     model = masked_lm(settings.model)
     likely = None
     if model:
-        likely = Likely(model.to(device), data.vocabulary, bert.tokenizer(settings.model).mask_token_id, text).of
+        mask = bert.tokenizer(settings.model).mask_token_id
+        likely = Likely(model.to(device), data.vocabulary, mask, text, among=among).of
     return augment(data.train, text, neighbours, copies, seed, likely)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from . import bert, losses, tasks
 from .data import Encoded
@@ -80,9 +80,12 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     machine. `evaluate(model, last) -> {"dev": {...}, ...}` is called after each epoch where given; its first dev metric
     decides `Outcome.best`, and training stops after `patience` epochs without a better one, where given. After every
     step `after_step(step, model)` is called. Under `accelerate launch` each process takes its share of every batch.
+    ValueError: `drop_last`, and not one full batch.
     """
     from transformers import get_linear_schedule_with_warmup
 
+    if drop_last and len(data) < settings.batch_size:
+        raise ValueError(f"rows: got {len(data)}; allowed: {settings.batch_size} or more with drop_last")
     keep_memory()
     epochs, lr = epochs or settings.epochs, lr or settings.lr
     device = torch.device(device) if device else best_device()
@@ -100,7 +103,8 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     total = max_steps or max(1, round(per_epoch * epochs))
     schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * total), total)
     outcome, log, sums, stale = Outcome(steps=total, dtype=str(dtype).removeprefix("torch.")), [], {}, 0
-    bar = tqdm(total=total, desc="steps", leave=False, disable=not progress, mininterval=1)
+    hidden = {} if progress else {"disable": True}  # where it is shown, TQDM_DISABLE still decides
+    bar = tqdm(total=total, desc="steps", unit="step", leave=False, mininterval=1, **hidden)
     started = time.perf_counter()
     worker.train()
     step = 0

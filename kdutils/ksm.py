@@ -59,9 +59,10 @@ class Learning:
         quality = self.measure(model)
         reward, self.quality = quality - self.quality, quality
         self.rewards.append(reward)
-        self.agent.rewards.append(reward)
+        shared = reward / len(self.phase)
+        self.agent.rewards.append(shared)
         for s in self.phase:
-            s.shared = reward / len(self.phase)
+            s.shared = shared
         if step == self.total:
             self.phase[-1].done = True
             self._learn(None)
@@ -82,8 +83,12 @@ class Learning:
 
 def train(agent: Agent, episode: Callable[[Learning], None], measure: Callable, total: int) -> list[dict]:
     """Algorithm 2. `episode(learning)` resets the student and its optimiser and trains it with `learning` as its policy
-    and hook. Ends after the chosen number of episodes, or once `patience` in a row have left no better student; returns
-    every episode's report, with its seconds."""
+    and hook. Ends after the chosen number of episodes, or once `patience` in a row have left no better student (the
+    paper: "until the performance of the student model converges"); returns every episode's report, with its seconds.
+
+    The agent is left as the last episode made it, which is what Algorithm 2 returns, and not as after the best one: an
+    episode's student is that of a noisy policy that changed all the while, so it does not rate the selector at its end.
+    """
     reports: list[dict] = []
     for _ in range(agent.choices.episodes):
         started = time.perf_counter()

@@ -12,9 +12,9 @@ from kdutils.experiments import ksm
 from kdutils.probes_page import TYPES
 from kdutils.tables import by_seed, pooled, said, task_names, text, versus
 
-VARIED = ("layers", "multi_phase", "exploration", "reward", "phase", "threshold", "source", "copies")
-METHODS = ("finetune", "vanilla-KD", "PKD", "Dynamic-KD", "Random-Hard", "Random-Soft", "constant", "KSM-hard",
-           "KSM-soft")
+VARIED = ("layers", "multi_phase", "exploration", "reward", "phase", "threshold", "source", "copies", "draw")
+METHODS = ("finetune", "vanilla-KD", "PKD", "Dynamic-KD", "Random-Hard", "Random-Soft", "constant", "tuned-constant",
+           "KSM-hard", "KSM-soft")
 ABLATIONS = {"without the exploration reward": {"exploration": False}, "without phases": {"multi_phase": False},
              "rewarded by accuracy": {"reward": "accuracy"}, "rewarded by F1": {"reward": "f1"},
              "phases of 64 steps": {"phase": 64}, "phases of 128 steps": {"phase": 128}}
@@ -114,22 +114,39 @@ def transfers(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def trials(data: pd.DataFrame) -> pd.DataFrame:
+    """The constant weightings that were tried: weights, score on held-out rows, and which one was taken."""
+    rows = []
+    for name in task_names(data):
+        found = data[(data["task"] == name) & (data["method"] == "tune-constant")].sort_values("draw")
+        for row in found.to_dict("records"):
+            rows.append({"task": name} | dict(zip(TYPES, ksm.weighting(int(row["draw"])), strict=True))
+                        | {"held-out score": 100 * row["held"],
+                           "taken": "yes" if row["held"] == found["held"].max() else ""})
+    return pd.DataFrame(rows)
+
+
 def augmented(data: pd.DataFrame) -> pd.DataFrame:
-    """Students of the task's rows and of augmented rows."""
+    """Students of the task's rows, of augmented rows and, for the same number of steps, of the task's rows repeated,
+    with the steps that each took."""
     rows = []
     for name in task_names(data):
         for method in ("finetune", "vanilla-KD", "KSM-soft"):
-            more = data[(data["task"] == name) & (data["method"] == f"{method}-augmented")]
-            if len(more):
-                plain = of(data, method, name)
-                rows.append({"task": name, "method": method, "rows of the task": text(plain["score"]),
-                             f"and {int(more['copies'].iloc[0])} changed copies": text(more["score"]),
-                             "difference": said(versus(more, plain))})
-    return pd.DataFrame(rows).fillna(figures.DASH)
+            kinds = {"the task's": of(data, method, name)}
+            kinds |= {label: data[(data["task"] == name) & (data["method"] == f"{method}-{kind}")] for label, kind in
+                      (("and unchanged copies", "repeated"), ("and changed copies", "augmented"))}
+            if all(kinds[label].empty for label in list(kinds)[1:]):
+                continue
+            rows += [{"task": name, "method": method, "rows": label, "steps": f"{runs['extra_steps'].mean():,.0f}",
+                      "score": text(runs["score"]),
+                      "minus the task's": said(versus(runs, kinds["the task's"])) if kind else figures.DASH}
+                     for kind, (label, runs) in enumerate(kinds.items()) if len(runs)]
+    return pd.DataFrame(rows)
 
 
 def costs(data: pd.DataFrame) -> pd.DataFrame:
-    """Median seconds of one distillation and of KSM's two stages, and their ratio."""
+    """Median seconds of one distillation and of KSM's two stages, and their ratio. Vanilla KD's and stage two's have
+    the evaluation after each epoch in them, stage one's has the rewards' held-out passes and no other."""
     rows = []
     for name in task_names(data):
         plain = of(data, "vanilla-KD", name)["extra_train_seconds"].median()
@@ -185,13 +202,17 @@ def actions(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def movement(data: pd.DataFrame) -> pd.DataFrame:
-    """Each type's mean action, how far it moves within a run (standard deviation over the parts of training, mean over
-    runs) and how far runs lie apart (standard deviation of their means)."""
+    """Each type's mean action, how far it moves within a run (standard deviation over all steps, mean over runs) and
+    how far runs lie apart (standard deviation of their means), for the runs that recorded the first. Means over parts
+    of training would hide a policy that answers to every batch."""
     rows = []
-    for (name, kind), some in actions(data).groupby(["task", "type"], sort=False):
-        by = some.groupby("seed")["action"]
-        rows.append({"task": name, "type": kind, "mean action": by.mean().mean(), "within a run": by.std().mean(),
-                     "between runs": by.mean().std() if by.ngroups > 1 else np.nan, "n": by.ngroups})
+    for name in task_names(data):
+        runs = of(data, "KSM-soft", name)
+        runs = runs[runs["extra_action_sd"].notna()] if "extra_action_sd" in runs else runs[:0]
+        for i, kind in enumerate(TYPES if len(runs) else ()):
+            mean, within = (runs[column].str[i] for column in ("extra_mean_action", "extra_action_sd"))
+            rows.append({"task": name, "type": kind, "mean action": mean.mean(), "within a run": within.mean(),
+                         "between runs": mean.std(), "n": len(runs)})
     return pd.DataFrame(rows)
 
 

@@ -272,13 +272,16 @@ def train_many(students: Sequence[nn.Module], data: Encoded, objective, settings
     Without dropout each student ends as `distil.train` leaves it but for the order of sums; with dropout its masks
     depend on its pack. `Outcome.seconds` is a student's share. Out of memory, the pack is halved and starts again. A
     student whose loss is not finite gets the FloatingPointError in its outcome's place. ValueError: lists of unequal
-    lengths. As each pack ends, `finished` gets the number of its first student and its outcomes.
+    lengths; `drop_last` and not one full batch. As each pack ends, `finished` gets the number of its first student and
+    its outcomes.
     """
     distil.keep_memory()
     listed = isinstance(objective, Sequence)
     for name, values in (("seeds", seeds), ("lrs", lrs), ("objective", objective if listed else None)):
         if values is not None and len(values) != len(students):
             raise ValueError(f"{name}: got {len(values)}; allowed: {len(students)}, one for each student")
+    if drop_last and len(data) < settings.batch_size:
+        raise ValueError(f"rows: got {len(data)}; allowed: {settings.batch_size} or more with drop_last")
     steps = max_steps or total_steps(len(data), settings, drop_last, epochs)
     asked = _Each(objective) if listed else objective if getattr(objective, "packed", False) else _Together(objective)
     job = _Job(students, data, asked, settings, seeds, lrs or [settings.lr] * len(students), steps, evaluate, drop_last,

@@ -41,8 +41,27 @@ def test_phase_rewards_of_a_three_step_episode():
     assert [s.shared for s in agent.memory.steps] == pytest.approx([0.15, 0.15, 0.1])
     assert [s.done for s in agent.memory.steps] == [False, False, True]
     assert [s.explored > 0 for s in agent.memory.steps] == [False, False, True]  # there is no phase before the first
-    assert agent.scale == pytest.approx(0.2 / 2**0.5)
+    assert agent.rewards == pytest.approx([0.15, 0.1])
+    assert agent.moments == pytest.approx((0.125, 0.05 / 2**0.5))
     assert learning.report()["quality"] - learning.report()["start"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("phase", [1, 32, 128])
+def test_the_rewards_of_steps_have_unit_deviation_however_long_a_phase_is(phase, monkeypatch):
+    """What the critic learns from: were r^p / k divided by the deviation of r^p, it would be 1 / k."""
+    measured = torch.randn(9, generator=torch.Generator().manual_seed(0)).cumsum(0).tolist()
+    qualities = iter(measured)
+    agent = Agent(WIDTH, BATCH, Choices(phase=phase, minibatch=512, exploration=False), seed=0)
+    learning = ksm.Learning(agent, lambda model: next(qualities), total=8 * phase)
+    seen = []
+    monkeypatch.setattr(agents, "td_target", lambda reward, *_: seen.append(reward) or reward)
+    learn, agent.learn = agent.learn, lambda: 0.0
+    learning.begin(None)
+    for step, (student, teacher) in enumerate(some_states(count=8 * phase)):
+        learning(step, student, teacher)
+        learning.after_step(step + 1, None)
+    learn()
+    assert float(seen[0].std()) == pytest.approx(1.0, rel=0.1) and abs(float(seen[0].mean())) < 0.15
 
 
 def test_without_phases_every_step_is_rewarded():
@@ -99,7 +118,10 @@ def test_hard_learning_shows_the_student_g_of_a_and_the_critic_a():
         assert torch.equal(hard_action(step.action, 0.5), taken) and not torch.equal(step.action, taken)
 
 
-@pytest.mark.parametrize("change, message", [({"threshold": 2}, "threshold: got 2"), ({"phase": 0}, "phase, episodes"),
+@pytest.mark.parametrize("change, message", [({"threshold": 2}, "threshold: got 2"), ({"phase": 0}, "phase: got 0"),
+                                             ({"warmup": -1}, "warmup: got -1; allowed: a whole number from 0"),
+                                             ({"episodes": 2.5}, "episodes: got 2.5; allowed: a whole number from 1"),
+                                             ({"minibatch": 0}, "minibatch: got 0"),
                                              ({"reward": "f2"}, "reward: got 'f2'; allowed: loss, accuracy, f1")])
 def test_choices_name_what_is_allowed(change, message):
     with pytest.raises(ValueError, match=message):
@@ -194,47 +216,46 @@ def test_targets_follow_slowly():
 # ------------------------------------------------------------------------------------------------------------- episodes
 
 
-def toy(choices, seed=0):
+def toy(choices, seed=0, steps=64):
     """A student of one number that should become 1: three types bring it nearer, the fourth is poison and drives it
-    away. Returns the agent, its episodes and the student's end under a policy."""
+    away, at a rate at which it takes all steps to get there. Returns the agent, its episodes and the student's end
+    under a policy."""
     agent = Agent(WIDTH, BATCH, choices, seed)
 
     def play(policy, after_step=None, begin=None):
         student, generator = torch.zeros(()), torch.Generator().manual_seed(seed)
         if begin:
             begin(student)
-        for step in range(64):
+        for step in range(steps):
             states = torch.randn(2, BATCH, WIDTH, generator=generator) + student
             action = policy(step, *states)
-            student += 0.02 * (1 - student) * float(action[0] + action[1] + action[2] - 3 * action[3])
+            student += 1.28 / steps * (1 - student) * float(action[0] + action[1] + action[2] - 3 * action[3])
             if after_step:
                 after_step(step + 1, student)
         return float(student)
 
     episodes = ksm.train(agent, lambda learning: play(learning, learning.after_step, learning.begin),
-                         lambda student: -abs(1 - float(student)), 64)
+                         lambda student: -abs(1 - float(student)), steps)
     return agent, episodes, play
 
 
-LONG = Choices(phase=8, episodes=8, patience=8, exploration=False)
-
-
-def test_a_trained_actor_turns_poison_off_and_a_random_one_does_not():
-    agent, _, play = toy(LONG)
-    chosen = []
-    trained = ksm.Trained(agent.selector, LONG)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_trained_actor_turns_poison_off_and_a_random_one_does_not(seed):
+    """With the defaults, and as many steps and episodes as a distillation on MRPC has at `mini`. Thirty phase rewards
+    in all do not always tell that a third good type is worth having beside two, so nothing is said of single ones."""
+    choices = Choices(episodes=3)
+    agent, _, play = toy(choices, seed, steps=309)
+    chosen, random = [], []
+    trained, draws = ksm.Trained(agent.selector, choices), knowledge.Draws(seed, soft=True)
     end = play(lambda *state: chosen.append(trained(*state)) or chosen[-1])
-    mean = torch.stack(chosen).mean(0).tolist()
-    assert mean[3] < 0.25 and min(mean[:3]) > mean[3] + 0.25
-    random = []
-    draws = knowledge.Draws(0, soft=True)
     luck = play(lambda *state: random.append(draws(*state)) or random[-1])
-    assert 0.35 < torch.tensor(random).mean(0)[3] < 0.65
+    mean = torch.stack(chosen).mean(0)
+    assert mean[3] < 0.25 and mean[:3].max() > 0.5 and 0.45 < torch.tensor(random).mean(0)[3] < 0.55
     assert end > luck + 0.3
 
 
 def test_identical_seeds_give_identical_episodes():
-    short = replace(LONG, episodes=2)
+    short = Choices(phase=8, episodes=2)
     untimed = [[{k: v for k, v in e.items() if k != "seconds"} for e in toy(short, seed)[1]] for seed in (1, 1, 2)]
     assert untimed[0] == untimed[1] != untimed[2]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 from kdutils import profiles, tasks
 from kdutils.experiments import common, packing, probes
-from kdutils.records import Spec, Store, run_once
+from kdutils.records import Record, Spec, Store, run_once
 
 CHAPTER = "06_ksm"
 EPISODES = {"smoke": 1, "demo": 1, "mini": 3}  # of stage one; ten elsewhere
@@ -14,6 +15,8 @@ REWARD_ROWS = 256  # held-out rows that a reward is computed on
 ALPHA, BETA = 0.5, 100.0  # weight of the teacher's part in vanilla KD and PKD; of PKD's patience term
 QUERIED = 0.5  # share of a batch on which Dynamic KD asks the teacher
 BINS = 20  # points of the action's curve over stage two
+TRIALS = {"smoke": 2}  # constant weightings of which `tuned-constant` takes the best; eight elsewhere
+TRIAL_SEED = 900  # of the trials' students, and of the weightings
 COPIES = {"smoke": 1, "demo": 1, "mini": 2}  # changed copies of each row; elsewhere what fits the paper's Table 4
 SOURCES = {"mrpc": "sst2", "sst2": "mrpc", "rotten": "sst2", "rte": "mrpc"}  # whose selector a task tries
 HEADLINE = ("vanilla-KD", "Random-Soft", "KSM-soft", "constant")
@@ -26,13 +29,14 @@ KSM = ("KSM-soft", "KSM-hard", *VARIANTS)
 RANDOM = ("Random-Soft", "Random-Hard")
 THRESHOLD, THRESHOLDS = 0.2, (0.1, 0.3)  # of hard actions: the usual one and the others of the paper
 DEPTHS = ("vanilla-KD", "finetune", "Random-Soft", "KSM-soft", "Random-Hard", "KSM-hard", "PKD")
-AUGMENTED = ("finetune-augmented", "vanilla-KD-augmented", "KSM-soft-augmented")
+# On more rows: changed copies of the task's, and for as many steps without a change the same rows again.
+AUGMENTED = ("finetune-augmented", "vanilla-KD-augmented", "KSM-soft-augmented", "vanilla-KD-repeated")
 
 
 def make(profile: str, task: str, method: str, seed: int, **args) -> Spec:
     if method in KSM:
         args = {"episodes": EPISODES.get(profile, 10)} | args
-    if method.endswith("augmented"):
+    if method in AUGMENTED:
         args = {"copies": COPIES.get(profile, 10 if len(tasks.get(task).columns) == 2 else 20)} | args
     return probes.make(CHAPTER, profile, task, method, seed, **args)
 
@@ -49,9 +53,10 @@ def plan(profile: str, task: str) -> list[Spec]:
     def by_seed(methods, seeds=few, **args):
         return [spec for seed in seeds for method in methods for spec in specs(method, [seed], **args)]
 
-    main = by_seed(("finetune", *HEADLINE)) + by_seed(HEADLINE, more)
+    main = by_seed(("finetune", *HEADLINE))
     if profile == "demo":
         return main
+    main += tuning(profile, task) + specs("tuned-constant") + by_seed(HEADLINE, more)
     ablations = [spec for change in ABLATIONS[-2 if small else 0 :] for spec in specs("KSM-soft", **change)]
     ablations += [spec for value in THRESHOLDS[1 if small else 0 :] for spec in specs("KSM-threshold", threshold=value)]
     ablations += specs("KSM-literal") + specs("KSM-unpenalised")
@@ -64,6 +69,24 @@ def plan(profile: str, task: str) -> list[Spec]:
     return [*main, *by_seed(OTHERS), *ablations, *transfers, *depths, *by_seed(AUGMENTED)]
 
 
+def tuning(profile: str, task: str) -> list[Spec]:
+    """Trials of constant weightings, one student each."""
+    return [make(profile, task, "tune-constant", TRIAL_SEED, draw=i) for i in range(TRIALS.get(profile, 8))]
+
+
+def weighting(draw: int) -> list[float]:
+    """A constant action to try: number 0 is all ones, the others are uniform in [0, 1]^4 and the same everywhere."""
+    generator = random.Random(TRIAL_SEED)
+    drawn = [[generator.random() for _ in range(4)] for _ in range(draw)]
+    return drawn[-1] if draw else [1.0] * 4
+
+
+def best(records: list[Record]) -> int:
+    """The draw of the trial that is best on held-out rows."""
+    metric = tasks.get(records[0]["spec"]["task"]).verdict_metric
+    return max(records, key=lambda r: r["metrics"]["held"][metric])["spec"]["args"]["draw"]
+
+
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -72,10 +95,12 @@ def run(spec: Spec) -> dict:
 
 
 def kind(spec: Spec) -> str | None:
-    """What runs that share a pack have in common: a baseline, or selections at random. None for runs that train alone,
-    among them those that wait for a selector."""
+    """What runs that share a pack have in common: a baseline, or selections that are known beforehand. None for runs
+    that train alone, among them those that wait for a selector or for trials."""
     method = probes.base(spec)
-    return "selection" if method in RANDOM else method if method in ("finetune", "vanilla-KD", "PKD") else None
+    if method in (*RANDOM, "tune-constant"):
+        return "selection"
+    return method if method in ("finetune", "vanilla-KD", "PKD") else None
 
 
 def stages(spec: Spec) -> packing.Stages:
@@ -84,8 +109,8 @@ def stages(spec: Spec) -> packing.Stages:
 
     method = probes.base(spec)
     made = common.bench(spec, states=True)
-    if method.endswith("-augmented"):
-        made, method = _augmented(spec, made), method.removesuffix("-augmented")
+    if method in AUGMENTED:
+        made, method = _more_rows(spec, made), method.rpartition("-")[0]
         if method == "KSM-soft":
             method = "transfer"
     plain = {"finetune": _fine_tuning, "vanilla-KD": _vanilla_kd, "PKD": _pkd, "Dynamic-KD": dynamic_kd}
@@ -97,6 +122,8 @@ def stages(spec: Spec) -> packing.Stages:
         "Random-Soft": lambda: knowledge.Draws(spec.seed, soft=True),
         "Random-Hard": lambda: knowledge.Draws(spec.seed),
         "constant": lambda: knowledge.constant(_mean_action(spec)),
+        "tune-constant": lambda: knowledge.constant(weighting(spec.args["draw"])),
+        "tuned-constant": lambda: knowledge.constant(_tuned(spec)),
         "transfer": lambda: _trained(_source(spec), made.device),
     }
     if method not in policies:
@@ -113,14 +140,16 @@ def _distil(spec: Spec, made: common.Bench, objective, together=None) -> packing
 
 
 def _select(spec: Spec, made: common.Bench, policy) -> packing.Stages:
-    """Distil with `policy`; what it chose goes into the record."""
+    """Distil with `policy`; what it chose goes into the record: each type's mean and deviation over all steps, and
+    its means over `BINS` parts of training, in which an answer to single batches averages out."""
     import torch
 
     selective = probes.objective(spec, made, policy)
     outcome = yield from _distil(spec, made, selective, packing.selections)
-    bins = [part.mean(0).tolist() for part in torch.tensor(selective.actions).tensor_split(BINS)]
+    actions = torch.tensor(selective.actions)
+    bins = [part.mean(0).tolist() for part in actions.tensor_split(BINS)]
     return outcome | {"extra": outcome["extra"] | selective.report() | {
-        "mean_action": torch.tensor(selective.actions).mean(0).tolist(),
+        "mean_action": actions.mean(0).tolist(), "action_sd": actions.std(0, correction=0).tolist(),
         "actions": [[round(value, 4) for value in one] for one in bins]}}
 
 
@@ -136,14 +165,21 @@ def choices(spec: Spec):
                    **{name: spec.args[name] for name in names if name in spec.args})
 
 
-def _augmented(spec: Spec, made: common.Bench) -> common.Bench:
-    """The bench with augmented train rows, and the teacher asked about all of them. Soft KSM then selects with the
-    selector of its seed, which was trained without them."""
+def _more_rows(spec: Spec, made: common.Bench) -> common.Bench:
+    """The bench with `copies` more of each train row, changed or as it is, and the teacher asked about all of them. The
+    epochs stay, so there are as many times more steps. Soft KSM then selects with the selector of its seed, which was
+    trained without them."""
     from dataclasses import replace
+
+    import torch
 
     from kdutils import augment, teacher
 
-    rows = augment.of_task(made.data, made.settings, spec.args["copies"], spec.seed, made.device)
+    copies = spec.args["copies"]
+    if spec.method == "vanilla-KD-repeated":
+        rows = made.data.train.take(torch.arange(len(made.data.train)).repeat_interleave(copies + 1))
+    else:
+        rows = augment.of_task(made.data, made.settings, copies, spec.seed, made.device)
     asked = teacher.signals(made.teacher, rows, states=True, cache=Store().runs / "cache").to(made.device)
     return replace(made, data=replace(made.data, train=rows), signals=made.signals | {"train": asked})
 
@@ -210,6 +246,11 @@ def _mean_action(spec: Spec) -> list[float]:
 
     trained = make(spec.profile, spec.task, "KSM-soft", spec.seed)
     return run_once(trained, experiments.run, Store(), wait=True)["extra"]["mean_action"]
+
+
+def _tuned(spec: Spec) -> list[float]:
+    """The weighting of the trial that is best on held-out rows; trials are made first where they are missing."""
+    return weighting(best([run_once(trial, run, Store(), wait=True) for trial in tuning(spec.profile, spec.task)]))
 
 
 def _source(spec: Spec) -> Spec:
