@@ -269,6 +269,7 @@ def test_an_agent_leaves_the_global_generator_alone():
 
 
 def test_stage_one_ends_when_students_get_no_better():
+    """And leaves the selector of the last episode, as the paper's Algorithm 2 does, not that of the best."""
     agent = Agent(WIDTH, BATCH, Choices(episodes=9, patience=2, phase=1, minibatch=1), seed=0)
     ends = iter([0.1, 0.5, 0.4, 0.5, 0.9])
 
@@ -276,8 +277,11 @@ def test_stage_one_ends_when_students_get_no_better():
         learning.begin(0.0)
         learning(0, *some_states()[0])
         learning.after_step(1, next(ends))
+        left.append(bert.weights_hash(agent.selector))
 
+    left = []
     assert [r["quality"] for r in ksm.train(agent, episode, float, total=1)] == [0.1, 0.5, 0.4, 0.5]
+    assert bert.weights_hash(agent.selector) == left[-1] and len(set(left)) == 4
 
 
 @pytest.mark.parametrize("literal", [False, True])
@@ -331,7 +335,26 @@ def test_variants_never_share_a_methods_name_with_the_runs_that_claims_compare()
     """A claim names a method and a few arguments; two runs of one seed would make it ambiguous."""
     named = ("multi_phase", "exploration", "reward", "phase")
     seen = [(s.method, s.seed, *(s.args.get(n) for n in named)) for s in runs.plan("mini", "mrpc")]
-    assert {s[0] for s in seen if seen.count(s) > 1} == {"KSM-threshold", "transfer"}
+    assert {s[0] for s in seen if seen.count(s) > 1} == {"KSM-threshold", "transfer", "tune-constant"}
+
+
+def test_a_tuned_constant_is_the_best_of_eight_weightings_on_held_out_rows(monkeypatch):
+    specs = runs.plan("mini", "mrpc")
+    trials, first = runs.tuning("mini", "mrpc"), [s.method for s in specs].index("tune-constant")
+    assert specs[first : first + 8] == trials and {s.method for s in specs[:first]} == {"finetune", *runs.HEADLINE}
+    assert specs[first + 8 : first + 13] == [runs.make("mini", "mrpc", "tuned-constant", s) for s in range(5)]
+    assert {s.seed for s in trials} == {900}
+    weightings = [runs.weighting(s.args["draw"]) for s in trials]
+    assert weightings[0] == [1.0] * 4 and len({tuple(w) for w in weightings}) == 8
+    assert all(0 <= x <= 1 for w in weightings for x in w) and weightings == [runs.weighting(i) for i in range(8)]
+
+    def trained(spec, *_, **__):  # the fifth is best on held-out rows by the verdict's metric, and nowhere else
+        held = {"matthews": 0.5 + 0.1 * (spec.args["draw"] == 5), "f1": spec.args["draw"]}
+        return {"spec": {"task": "mrpc", "args": spec.args},
+                "metrics": {"held": held, "dev": {"matthews": -spec.args["draw"]}}}
+
+    monkeypatch.setattr(runs, "run_once", trained)
+    assert runs._tuned(specs[first + 8]) == weightings[5]
 
 
 def test_choices_of_a_run_are_those_of_its_arguments():
