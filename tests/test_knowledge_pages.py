@@ -217,18 +217,19 @@ def test_variants_stay_out_of_the_main_comparison():
     data = selectors(some=variants)
     assert [len(ksm_page.of(data, "KSM-soft", "mrpc", **change)) for change in ({}, {"exploration": False})] == [5, 5]
     found = ksm_page.against(data)
-    assert found["KSM-hard"]["effect"] == pytest.approx(1.0) and found["vanilla-KD"]["effect"] == pytest.approx(7.0)
-    assert found["constant"]["n"] == 5
+    assert found["KSM-hard"]["effect"] == pytest.approx(1.0) and found["vanilla-KD"]["effect"] == pytest.approx(8.0)
+    assert found["constant"]["n"] == 5 and found["tuned-constant"]["effect"] == pytest.approx(2.0)
     (row,) = ksm_page.ablations(data).to_dict("records")
-    assert row == {"soft KSM minus the same": "without the exploration reward", "mrpc": "−52.0 ± 0.2 (5)"}
-    assert judged(data, "06_ksm", "mini").loc["ksm-beats-constant", "verdict"] == "holds"
+    assert row == {"soft KSM minus the same": "without the exploration reward", "mrpc": "−51.0 ± 0.2 (5)"}
+    verdicts = judged(data, "06_ksm", "mini")["verdict"]
+    assert verdicts["ksm-beats-constant"] == verdicts["ksm-beats-tuned-constant"] == "holds"
 
 
 def test_runs_near_chance_decide_nothing():
     rows = [run(m, s, score, task="rte", test_accuracy=score, dev_accuracy=score, chapter="06_ksm")
             for m, score in (("KSM-soft", 0.9), ("vanilla-KD", 0.1)) for s in range(5)]
     found = ksm_page.against(selectors(rte=rows))
-    assert found["vanilla-KD"]["effect"] == pytest.approx(7.0)
+    assert found["vanilla-KD"]["effect"] == pytest.approx(8.0)
 
 
 def test_the_main_table_ends_with_the_teacher_and_a_constant_answer():
@@ -238,14 +239,37 @@ def test_the_main_table_ends_with_the_teacher_and_a_constant_answer():
 
 
 def test_actions_move_within_a_run_or_between_runs():
-    ramp = [[i / 19, 0.5, 0.5, 0.5] for i in range(20)]
-    fixed = [[0.5, 0.2, 0.5, 0.5]] * 20, [[0.5, 0.6, 0.5, 0.5]] * 20
-    rows = [run("KSM-soft", s, 0.3, extra_actions=a, episodes=3.0) for s, a in enumerate((ramp, *fixed))]
-    table = ksm_page.movement(measured(rows, ksm_page)).set_index("type")
-    assert table.loc["FinK", "within a run"] == pytest.approx(np.std(np.arange(20) / 19, ddof=1) / 3)
-    assert table.loc["ResK", "within a run"] == 0
+    """One answers to every batch, which the parts of training hide. Older records have no deviations."""
+    means = [[0.5, 0.5, 0.5, 0.5], [0.5, 0.2, 0.5, 0.5], [0.5, 0.6, 0.5, 0.5]]
+    rows = [run("KSM-soft", s, 0.3, extra_actions=[mean] * 20, extra_mean_action=mean, episodes=3.0,
+                extra_action_sd=[0.0 if s else 0.3, 0.0, 0.0, 0.0]) for s, mean in enumerate(means)]
+    old = run("KSM-soft", 3, 0.3, extra_actions=[[0.9] * 4] * 20, extra_mean_action=[0.9] * 4, episodes=3.0)
+    table = ksm_page.movement(measured([*rows, old], ksm_page)).set_index("type")
+    assert table.loc["FinK", "within a run"] == pytest.approx(0.1) and table["n"].tolist() == [3] * 4
+    assert table.loc["ResK", ["within a run", "mean action"]].tolist() == pytest.approx([0, 1.3 / 3])
     assert table.loc["ResK", "between runs"] == pytest.approx(np.std([0.5, 0.2, 0.6], ddof=1))
     assert table.loc["RelK", "between runs"] == 0
+    assert ksm_page.movement(measured([old], ksm_page)).empty
+    assert len(ksm_page.actions(measured([old], ksm_page))) == 80
+
+
+def test_trials_of_a_constant_show_the_weighting_that_is_taken():
+    rows = [run("tune-constant", 900, 0.3, chapter="06_ksm", draw=i, held_matthews=h)
+            for i, h in enumerate((0.2, 0.4, 0.3))]
+    table = ksm_page.trials(measured(rows[::-1], ksm_page))
+    assert table[list(TYPES)].iloc[0].tolist() == [1.0] * 4 and table["held-out score"].tolist() == [20, 40, 30]
+    assert table["taken"].tolist() == ["", "yes", ""]
+    assert ksm_page.trials(selectors()).empty
+
+
+def test_augmented_students_stand_beside_those_of_as_many_steps():
+    rows = [run(f"vanilla-KD{kind}", s, score + s % 2 / 100, extra_steps=steps, copies=copies)
+            for kind, score, steps, copies in (("", 0.30, 300, None), ("-repeated", 0.34, 900, 2.0),
+                                               ("-augmented", 0.35, 900, 2.0)) for s in range(5)]
+    table = ksm_page.augmented(measured(rows, ksm_page))
+    assert table["steps"].tolist() == ["300", "900", "900"] and table["rows"].iloc[1] == "and unchanged copies"
+    assert [cell[:4] for cell in table["minus the task's"]] == ["–", "+4.0", "+5.0"]
+    assert ksm_page.augmented(measured(rows[:5], ksm_page)).empty
 
 
 def test_costs_are_both_stages_over_one_distillation():
