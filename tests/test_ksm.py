@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdutils import agents, bert, data, distil, knowledge, ksm, profiles
+from kdutils import agents, augment, bert, data, distil, knowledge, ksm, profiles, replicas, tasks
+from kdutils import teacher as teacher_module
 from kdutils.agents import Agent, Choices, Memory, Step, hard_action, literal_losses, novelty, td_target
+from kdutils.experiments import common
 from kdutils.experiments import ksm as runs
 from kdutils.teacher import ask
 
@@ -204,6 +206,16 @@ def test_the_actor_climbs_the_critic():
     assert value() > before
 
 
+def test_learning_lets_the_targets_follow():
+    agent, _ = three_steps()
+    before = copy.deepcopy(agent.target)
+    agent.learn()
+    for old, target, source in zip(before, agent.target, (agent.selector, agent.critic), strict=True):
+        for was, now, ahead in zip(old.parameters(), target.parameters(), source.parameters(), strict=True):
+            torch.testing.assert_close(now, torch.lerp(was, ahead, agent.choices.polyak))
+        assert bert.weights_hash(old) != bert.weights_hash(target)
+
+
 def test_targets_follow_slowly():
     agent, _ = three_steps()
     target, source = agent.target[1][0].weight, agent.critic[0].weight
@@ -318,6 +330,135 @@ def test_both_stages_run_on_a_bert_and_stage_two_computes_no_reward(literal, tmp
 
 
 # ------------------------------------------------------------------------------------------------------------- the runs
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A workbench on made-up rows, whose tiny teacher is untrained."""
+    settings = replace(profiles.settings("smoke", "synthetic"), rows=128, epochs=2)
+    rows, teacher = data.load("synthetic", settings), bert.load("tiny", 2, seed=0)
+    signals = {"train": ask(teacher, rows.train, states=True)}
+    return common.Bench(settings, rows, teacher, signals, "cpu", bert.weights_hash(teacher))
+
+
+def synthetic(method, **args):
+    return runs.make("smoke", "synthetic", method, 0, **args)
+
+
+def test_rewards_come_from_held_out_rows(made):
+    held, dev = made.data.held, made.data.dev
+    student = bert.load("tiny", 2, seed=1)
+
+    def answered(rows):
+        return tasks.score(made.task, ask(student, rows, precision="fp32").logits.numpy(), rows.labels.numpy())
+
+    precise = replace(made, settings=replace(made.settings, precision="fp32"))
+    for reward, key, sign in (("loss", "nll", -1), ("accuracy", "accuracy", 1)):
+        found = runs._measure(precise, reward)(student)
+        assert found == pytest.approx(sign * answered(held.take(slice(0, runs.REWARD_ROWS)))[key])
+    assert runs._measure(precise, "loss")(student) != pytest.approx(-answered(dev)["nll"])
+
+
+def test_every_episode_starts_from_the_same_student(made, monkeypatch):
+    starts, train = [], distil.train
+
+    def watched(student, *args, **options):
+        starts.append(bert.weights_hash(student))
+        result = train(student, *args, **options)
+        starts.append(bert.weights_hash(student))
+        return result
+
+    monkeypatch.setattr(distil, "train", watched)
+    choices = Choices(episodes=2, phase=4, minibatch=4, warmup=2)
+    _, episodes = runs._train_selector(synthetic("KSM-soft"), made, choices)
+    assert len(episodes) == 2 and starts[0] == starts[2] != starts[1]
+
+
+def test_a_constant_run_takes_the_mean_action_of_its_seeds_selector(monkeypatch):
+    asked = []
+
+    def recorded(spec, *_, **__):
+        return asked.append(spec) or {"extra": {"mean_action": [0.1, 0.2, 0.3, 0.4]}}
+
+    monkeypatch.setattr(runs, "run_once", recorded)
+    assert runs._mean_action(runs.make("mini", "mrpc", "constant", 3)) == [0.1, 0.2, 0.3, 0.4]
+    assert asked == [runs.make("mini", "mrpc", "KSM-soft", 3)]
+
+
+def test_dynamic_kd_asks_about_the_rows_that_the_student_is_least_sure_of(made):
+    student = torch.tensor([[3.0, 0.0], [0.1, 0.0], [0.0, 2.0], [0.0, 0.3]])
+    batch = {"index": torch.tensor([4, 5, 6, 7]), "labels": torch.tensor([0, 1, 1, 0])}
+    terms = runs.dynamic_kd(made)(batch, student, None)
+    told = made.signals["train"].logits[[5, 7]].log_softmax(-1)
+    by_hand = (told.exp() * (told - student[[1, 3]].log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(terms["kd"], by_hand)
+    torch.testing.assert_close(terms["loss"], by_hand + torch.nn.functional.cross_entropy(student, batch["labels"]))
+
+
+def test_pkd_is_vanilla_kd_and_a_hundred_times_the_distance_of_states(made):
+    batch = {"index": torch.arange(4), "labels": made.data.train.labels[:4]}
+    logits, states = torch.randn(4, 2), torch.randn(4, len(made.settings.layers) + 1, 32)
+    pkd, vanilla = (of(made)(batch, logits, states)["loss"] for of in (runs._pkd, runs._vanilla_kd))
+    told = made.signals["train"].at(batch["index"]).states
+    assigned = knowledge.assignment(len(made.settings.layers), made.settings.depth)[:-1]
+    unit = torch.nn.functional.normalize
+    apart = [(unit(states[:, i], dim=-1) - unit(told[:, j], dim=-1)).square().mean() for i, j in enumerate(assigned, 1)]
+    torch.testing.assert_close(pkd - vanilla, 100 * torch.stack(apart).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_selections_record_keeps_what_parts_of_training_average_out(made, monkeypatch):
+    """A policy that turns two types on and off by turns has flat means, and a deviation of one half."""
+    def swinging(step, student, teacher):
+        return float(step % 2), 0.5, float(step % 2), 0.5
+
+    def outcome(*_):
+        yield from ()
+        return {"extra": {}}
+
+    selective = knowledge.Selective(made.signals["train"], (2, 4), swinging, tau=2.0)
+    selective.actions = [swinging(step, None, None) for step in range(80)]
+    monkeypatch.setattr(runs, "_distil", outcome)
+    monkeypatch.setattr(runs.probes, "objective", lambda *_: selective)
+    monkeypatch.setattr(selective, "report", dict)
+    with pytest.raises(StopIteration) as end:
+        next(runs._select(synthetic("Random-Soft"), made, swinging))
+    extra = end.value.value["extra"]
+    assert extra["action_sd"] == [0.5, 0.0, 0.5, 0.0] and extra["mean_action"] == [0.5] * 4
+    assert extra["actions"] == [[0.5] * 4] * runs.BINS
+
+
+def test_repeated_rows_are_as_many_as_augmented_ones_and_the_same(made, monkeypatch):
+    monkeypatch.setattr(teacher_module, "signals", lambda *_, **__: made.signals["train"])
+    repeated, augmented = (runs._more_rows(synthetic(f"vanilla-KD-{kind}", copies=2), made).data.train
+                           for kind in ("repeated", "augmented"))
+    train = made.data.train
+    assert len(repeated) == len(augmented) == 3 * len(train)
+    assert torch.equal(repeated.ids[1::3], train.ids) and torch.equal(repeated.labels, augmented.labels)
+    assert not torch.equal(augmented.ids[1::3], train.ids)
+    planned = {s.method for s in runs.plan("mini", "mrpc")}
+    assert set(runs.AUGMENTED) <= planned and "vanilla-KD-repeated" in runs.AUGMENTED
+
+
+def test_augmented_rows_hold_no_word_that_only_evaluation_rows_hold(made):
+    text = augment.pieces(made.data, made.settings)
+    train = made.data.train.take(slice(0, 2))
+    few = replace(made.data, train=train)
+    rows = augment.of_task(few, made.settings, 5, seed=0)
+    assert len(text) > len(train.ids.unique()) + 10  # there are others to take
+    assert set(rows.ids.unique().tolist()) <= set(train.ids.unique().tolist()) | {0}
+    assert not torch.equal(rows.ids[1::6, : train.ids.shape[1]], train.ids)
+    likely = augment.Likely(None, torch.tensor([10, 20, 30]), 4, ["a", "b", "c"], among=[0, 2])
+    assert likely._local(torch.tensor([30, 20, 10]), word=0) == [2]
+
+
+def test_dropping_the_last_rows_must_leave_a_batch(made):
+    few, size = made.data.train.take(slice(0, 31)), made.settings.batch_size
+    student = bert.keep_layers(made.teacher, made.settings.layers)
+    assert size == 32
+    with pytest.raises(ValueError, match="^rows: got 31; allowed: 32 or more with drop_last$"):
+        distil.train(student, few, distil.fine_tuning(), made.settings, seed=0, drop_last=True)
+    with pytest.raises(ValueError, match="^rows: got 31; allowed: 32 or more with drop_last$"):
+        replicas.train_many([student], few, distil.fine_tuning(), made.settings, seeds=[0], drop_last=True)
 
 
 def test_the_headline_comparison_comes_first_and_gets_ten_seeds():
