@@ -91,7 +91,8 @@ def fixed(data: pd.DataFrame, column: str = "score", deeper: bool = False) -> pd
     """One row a combination of types, one column a task: mean of `column`, half a 95 % interval, n. With `deeper`,
     students of each task's second depth, which is in the column's name."""
     some = data[data["layers"].notna() if deeper else data["method"] == "fixed"]
-    labels = [f"{task}, {layers:.0f} layers" if deeper else task for task, layers in some[["task", "layers"]].to_numpy()]
+    pairs = some[["task", "layers"]].to_numpy()
+    labels = [f"{task}, {layers:.0f} layers" if deeper else task for task, layers in pairs]
     name = pd.Series(labels, some.index, dtype=object)
     rows = [{"knowledge": names} | {label: text(some.loc[(name == label) & here, column]) for label in name.unique()}
             for names in probes.FIXED if (here := some["knowledge"] == names).any()]
