@@ -119,10 +119,9 @@ def trials(data: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in task_names(data):
         found = data[(data["task"] == name) & (data["method"] == "tune-constant")].sort_values("draw")
-        for row in found.to_dict("records"):
+        for i, row in found.iterrows():
             rows.append({"task": name} | dict(zip(TYPES, ksm.weighting(int(row["draw"])), strict=True))
-                        | {"held-out score": 100 * row["held"],
-                           "taken": "yes" if row["held"] == found["held"].max() else ""})
+                        | {"held-out score": 100 * row["held"], "taken": "yes" if i == found["held"].idxmax() else ""})
     return pd.DataFrame(rows)
 
 

@@ -266,6 +266,16 @@ def test_a_trained_actor_turns_poison_off_and_a_random_one_does_not(seed):
     assert end > luck + 0.3
 
 
+def test_rewards_at_every_step_keep_all_good_types():
+    """What phases cost: on the same toy, single types are worth telling apart where each action has its own reward."""
+    choices = Choices(episodes=3, multi_phase=False)
+    agent, _, play = toy(choices, steps=128)
+    chosen, trained = [], ksm.Trained(agent.selector, choices)
+    play(lambda *state: chosen.append(trained(*state)) or chosen[-1])
+    mean = torch.stack(chosen).mean(0)
+    assert mean[3] < 0.1 < 0.5 < mean[:3].min()
+
+
 def test_identical_seeds_give_identical_episodes():
     short = Choices(phase=8, episodes=2)
     untimed = [[{k: v for k, v in e.items() if k != "seconds"} for e in toy(short, seed)[1]] for seed in (1, 1, 2)]
