@@ -217,7 +217,8 @@ def test_the_null_differs_from_fixed_knowledge_in_its_seeds_only():
     assert fixed and not fixed & null
 
 
-def test_replays_take_the_best_and_the_middle_sequences_once_all_are_there():
+def test_replays_take_the_best_and_the_middle_sequences_once_all_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
     first = [s for s in probes.plan("smoke", "synthetic") if s.method == "Random-All"]
     assert probes.replays("smoke", "synthetic") == []
     for spec, score in zip(first, (0.6, 0.9, 0.7), strict=True):
