@@ -8,15 +8,15 @@ combined reward; `Agent.learn_literal` is the paper's text.
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
+
+from . import bert
 
 KINDS = 4  # entries of an action
 
@@ -93,11 +93,8 @@ class Selector(nn.Module):
 
 def save(selector: Selector, path: Path) -> None:
     """Write a selector to a safetensors file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in selector.state_dict().items()}, partial,
-              {"width": str(selector.width), "batch": str(selector.batch)})
-    os.replace(partial, path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in selector.state_dict().items()}
+    bert.write(tensors, path, {"width": str(selector.width), "batch": str(selector.batch)})
 
 
 def restore(path: Path) -> Selector:
