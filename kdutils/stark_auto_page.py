@@ -97,7 +97,7 @@ def peaks_in_words(data: pd.DataFrame) -> str:
 
 def points(data: pd.DataFrame) -> pd.DataFrame:
     """One row a task, student and seed: the automatic sparsity, and the one that is best for this seed on held-out rows
-    both in percent; `chosen` is the grid's choice over all seeds."""
+    both in percent; `chosen` is the grid's choice over all seeds. Half a grid has no best."""
     rows = []
     for task, student in pairs(data):
         grid, held = stark_page.grid(data, task, student), f"held_{tasks.get(task).verdict_metric}"
@@ -105,7 +105,7 @@ def points(data: pd.DataFrame) -> pd.DataFrame:
         whole = above.pivot_table(index="seed", columns="sparsity", values=held).dropna() if len(above) else above
         picked = stark_page.best(data, task, student)
         for seed, share in auto(data, task, student).set_index("seed")["extra_sparsity"].items():
-            own = whole.loc[seed].idxmax() * 100 if seed in whole.index else math.nan
+            own = whole.loc[seed].idxmax() * 100 if len(picked) and seed in whole.index else math.nan
             rows.append({"task": task, "student": student, "seed": seed, "automatic": share * 100, "own": own,
                          "chosen": picked["sparsity"].iloc[0] * 100 if len(picked) else math.nan})
     return pd.DataFrame(rows, columns=["task", "student", "seed", "automatic", "own", "chosen"])
@@ -155,7 +155,7 @@ def scatter(data: pd.DataFrame):
         for student, marker in zip(STUDENTS, "os", strict=True):
             some = part[part["student"] == student]
             ax.plot(some["automatic"], some["own"], marker, color=colour, alpha=0.35, markersize=4)
-            if len(some):
+            if some["chosen"].notna().any():
                 large = {"color": colour, "markersize": 9, "label": f"{task}, {student}"}
                 ax.plot(some["automatic"].mean(), some["chosen"].iloc[0], marker, **large)
     ax.axline((0, 0), slope=1, color="#888888", linewidth=1)
