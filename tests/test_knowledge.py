@@ -271,12 +271,26 @@ def test_weights_are_equal_unless_a_trial_is_clearly_better():
     assert [probes.best_weights({equal: [0.70, 0.72], low: [x, x + 0.02]}) for x in (0.713, 0.715)] == [equal, low]
 
 
-@pytest.mark.parametrize("task", [
-    "mrpc",
-    pytest.param("sst2", marks=pytest.mark.xfail(strict=True, reason="trained before its trials: see probes.WEIGHTS")),
-    "rotten",
-    "rte",
+@pytest.mark.parametrize(("method", "args", "weighed"), [
+    ("fixed", {"knowledge": "FinK&ResK&FeaK"}, False),
+    ("fixed", {"knowledge": "RelK"}, True),
+    ("fixed", {"knowledge": "FinK&ResK&FeaK&RelK"}, True),
+    ("teacher-head", {"knowledge": "FeaK"}, False),
+    ("early", {"knowledge": "FinK"}, True),  # the other types are there in both halves
+    ("Random-One", {"draw": 0}, True),
+    ("constant", {}, True),
+    ("vanilla-KD", {"layers": 2}, False),
+    ("finetune-augmented", {"copies": 2}, False),
 ])
+def test_weights_are_part_of_a_spec_only_where_they_change_the_run(monkeypatch, method, args, weighed):
+    plain = probes.make("06_ksm", "mini", "rotten", method, 0, **args)
+    monkeypatch.setitem(probes.WEIGHTS, ("mini", "rotten"), (1.0, 1.0, 1.0, 0.1))
+    made = probes.make("06_ksm", "mini", "rotten", method, 0, **args)
+    assert (made != plain) is weighed
+    assert made.args.get("weights") == ([1.0, 1.0, 1.0, 0.1] if weighed else None)
+
+
+@pytest.mark.parametrize("task", ["mrpc", "sst2", "rotten", "rte"])
 def test_the_weights_are_those_that_the_published_trials_choose(task):
     records, missing = look_up(s for s in probes.plan("mini", task) if s.method == "tuning")
     if missing:

@@ -23,25 +23,34 @@ REPLAY_SEED = 1000  # the first of those seeds
 TRIALS = ((1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 0.3, 0.3), (1.0, 1.0, 1.0, 0.1), (1.0, 1.0, 0.1, 0.1))
 TRIAL_SEEDS = (900, 901)
 # Weights of the four types, in the order of knowledge.TYPES, by profile and task, where `best_weights` of the trials
-# are not all 1; tests/test_knowledge.py compares the two. SST-2's trials came after runs of both chapters and choose
-# (1, 1, 1, 0.1): entered here, it asks for all of those runs anew, and the chapters say so until then.
-WEIGHTS: dict[tuple[str, str], tuple[float, ...]] = {}
+# are not all 1; tests/test_knowledge.py compares the two.
+WEIGHTS: dict[tuple[str, str], tuple[float, ...]] = {
+    ("mini", "sst2"): (1.0, 1.0, 1.0, 0.1),
+}
+UNWEIGHED = ("finetune", "vanilla-KD", "PKD", "Dynamic-KD")  # methods that select no knowledge, whatever their rows
 # As the paper trains (appendix B): the bottom six pre-trained layers, batches of 32, five epochs.
 PAPER = {"layers": (1, 2, 3, 4, 5, 6), "batch_size": 32, "lr": 3e-5, "epochs": 5,
          "teacher_lr": 5e-5, "teacher_epochs": 5}
 
 
 def make(chapter: str, profile: str, task: str, method: str, seed: int, layers: int = 0, **args) -> Spec:
-    """A spec of chapters 05 and 06, with the task's weights; `layers` asks for another student depth, which is then
-    part of the method's name ("fixed-2L")."""
+    """A spec of chapters 05 and 06, with the task's weights where they matter; `layers` asks for another student depth,
+    which is then part of the method's name ("fixed-2L")."""
     changes = PAPER if profile == "paper" else {}
     if layers:
         depth = profiles.settings(profile, task).depth
         changes = changes | {"layers": positions(layers, depth, bottom=profile == "paper")}
         method, args = f"{method}-{layers}L", {"layers": layers} | args
-    if (profile, task) in WEIGHTS:
-        args = {"weights": WEIGHTS[profile, task]} | args
+    if (weights := WEIGHTS.get((profile, task))) and _weighed(weights, method, args.get("knowledge")):
+        args = {"weights": weights} | args
     return common.make(chapter, profile, task, method, seed, args, **changes)
+
+
+def _weighed(weights: tuple[float, ...], method: str, names: str | None) -> bool:
+    """Whether a method's runs differ with `weights`: not where it takes only types of weight 1, or none."""
+    every = names is None or method in ("early", "late")  # those two leave out the named type for half of training
+    taken = [weight for name, weight in zip(FIXED[:4], weights, strict=True) if every or name in names.split("&")]
+    return not method.startswith(UNWEIGHED) and any(weight != 1 for weight in taken)
 
 
 def base(spec: Spec) -> str:
