@@ -224,6 +224,8 @@ def curve(ax, data: pd.DataFrame, x: str, y: str, hue: str | None = None, **opti
     shown = data.assign(**{y: data[y] * scale(y)})
     told = {"style": hue, "markers": True, "style_order": options.get("hue_order")} if hue else {"marker": "o"}
     sns.lineplot(shown, x=x, y=y, hue=hue, errorbar=band, markersize=5, ax=ax, **told, **options)
+    if pd.api.types.is_integer_dtype(data[x]):  # layers, epochs: there are none and a half
+        ax.xaxis.get_major_locator().set_params(integer=True)
 
 
 def dots(ax, data: pd.DataFrame, metric: str, by: str, order: Iterable | None = None) -> None:

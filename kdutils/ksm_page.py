@@ -41,8 +41,8 @@ def other(data: pd.DataFrame, task: str) -> int | None:
 
 
 def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: bool = False) -> pd.DataFrame:
-    """One row a method, `columns` of each task as mean ± half width (n); last the teacher and a constant answer. With
-    `deeper`, students of the second depth, which is in the tasks' names."""
+    """One row a method, `columns` of each task as mean ± half width (n), under the last word of their name; last the
+    teacher and a constant answer. With `deeper`, students of the second depth, which is in the tasks' names."""
     there = {name: other(data, name) if deeper else None for name in task_names(data)}
     there = {name: layers for name, layers in there.items() if layers or not deeper}
     rows = []
@@ -50,7 +50,8 @@ def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: boo
         row = {"method": method}
         for name, layers in there.items():
             found = of(data, f"{method}-{layers}L", name, layers=layers) if layers else of(data, method, name)
-            row |= {f"{name}, {layers} layers" if layers else f"{name} {c}": text(found[c]) for c in columns}
+            row |= {f"{name}, {layers} layers" if layers else f"{name} {c.rpartition('_')[2]}": text(found[c])
+                    for c in columns}
         rows.append(row)
     made = pd.DataFrame(rows)
     made = made[(made.drop(columns="method") != figures.DASH).any(axis=1)]

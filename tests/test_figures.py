@@ -111,6 +111,7 @@ def test_what_is_drawn_is_the_mean_with_its_interval():
     assert axis.lines[0].get_ydata().tolist() == pytest.approx([20, 50])
     band = axis.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((20 - 10 * HALF, 20 + 10 * HALF))
+    assert all(tick == round(tick) for tick in axis.get_xticks())
     figures.dots(other, DATA, "dev_f1", "method")
     assert [t.get_text() for t in other.get_yticklabels()] == ["a (n = 3)", "b (n = 1)"]
     figures.forest(third, {"a": {"effect": 1.0, "low": 0.5, "high": 2.0, "n": 4}})
