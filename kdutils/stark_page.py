@@ -50,7 +50,10 @@ def best(data: pd.DataFrame, task: str, student: str = "dropped", scores: str = 
 
 
 def _chosen(runs: pd.DataFrame, task: str, protocol: str) -> pd.DataFrame:
-    return verdicts.chosen(runs[runs["sparsity"] > 0], tasks.get(task).verdict_metric, protocol)
+    runs, metric = runs[runs["sparsity"] > 0], tasks.get(task).verdict_metric
+    if protocol == "hindsight":  # by the very score that is reported
+        runs, protocol = runs.assign(**{f"held_{metric}": runs["score"]}), "clean"
+    return verdicts.chosen(runs, metric, protocol)
 
 
 def runs_of(data: pd.DataFrame, method: str, task: str, student: str = "dropped") -> pd.DataFrame:
@@ -135,6 +138,7 @@ def protocols(data: pd.DataFrame) -> pd.DataFrame:
     rules = (
         ("clean: scored and chosen on held-out rows, on test", "knowledgeable", "clean", "score", "clean"),
         ("the same runs on dev", "knowledgeable", "clean", "on_dev", "clean"),
+        ("clean, but chosen on test itself: no choice does better", "knowledgeable", "clean", "score", "hindsight"),
         ("paper: scored, chosen, best epoch and reported on dev", "knowledgeable", "paper", "best_dev", "paper"),
         ("the same weights on held-out rows", "knowledgeable", "paper", "best_held", "paper"),
         ("selection: the former less the latter", "knowledgeable", "paper", "selection", "paper"),
