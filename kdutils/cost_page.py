@@ -58,7 +58,7 @@ def busy(record: dict) -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """What a measure is asked to be: at least (`least`) or at most `limit`; on a GPU only, where `gpu`."""
+    """What a measure's size is asked to be: at least (`least`) or at most `limit`; on a GPU only, where `gpu`."""
 
     name: str
     part: str
@@ -72,6 +72,8 @@ class Target:
 TARGETS = (
     Target("reference loop's epoch over ours", "training", "ours", "reference / it", 10, True),
     Target("Trainer's epoch over ours", "training", "ours", "Trainer / it", 5, True),
+    Target("both loops' students apart (Matthews, test), in standard errors", "quality", "test matthews",
+           "difference / error", 1, False),
     Target("scoring a batch, in training steps", "scoring", "scoring, a batch", "training steps", 2.5, False),
     Target("one student at a time over a pack", "replicas", "as a pack", "one at a time / it", 10, True, gpu=True),
     Target("minutes of 200 random-selection runs", "replicas", "as a pack", "minutes of 200 runs", 5, False, gpu=True),
@@ -86,7 +88,7 @@ def targets(found: list[dict]) -> pd.DataFrame:
         for record in of(found, target.part):
             measured = value(record, target.what, target.column)
             if measured is not None and (record["gpu"] or not target.gpu):
-                met = measured >= target.limit if target.least else measured <= target.limit
+                met = abs(measured) >= target.limit if target.least else abs(measured) <= target.limit
                 rows.append([target.name, asked, measured, "yes" if met else "no", place(record)])
         if not any(row[0] == target.name for row in rows):
             rows.append([target.name, asked, None, "not measured", figures.DASH])
@@ -95,7 +97,7 @@ def targets(found: list[dict]) -> pd.DataFrame:
 
 def in_short(found: list[dict]) -> dict[str, str]:
     """The measured value of every target as a text, every place's, by a name of one word."""
-    names = ("reference", "trainer", "scoring", "pack", "minutes")
+    names = ("reference", "trainer", "quality", "scoring", "pack", "minutes")
     table, made = targets(found), {}
     for name, target in zip(names, TARGETS, strict=True):
         seen = table[(table["measure"] == target.name) & table["measured"].notna()]

@@ -130,8 +130,9 @@ def test_targets_are_judged_from_records():
     ours = {"what": "ours"} | wall | cores
     pack = [{"what": "as a pack", "one at a time / it": 20.0, "minutes of 200 runs": 4.0}]
     met = cost_page.targets([record("training", [ours]), record("replicas", pack)]).set_index("measure")["met"]
-    assert met.tolist() == ["no", "yes", "not measured", "not measured", "not measured"]
-    busy = [record("training", [ours], load=4.0), record("replicas", pack, gpu=True)]
-    assert cost_page.targets(busy)["met"].tolist() == ["yes", "no", "not measured", "yes", "yes"]
+    assert met.tolist() == ["no", "yes", *["not measured"] * 4]
+    apart = record("quality", [{"what": "test matthews", "difference / error": -1.5}])
+    busy = [record("training", [ours], load=4.0), record("replicas", pack, gpu=True), apart]
+    assert cost_page.targets(busy)["met"].tolist() == ["yes", "no", "no", "not measured", "yes", "yes"]
     assert cost_page.in_short(busy)["pack"] == "20.0 (a machine, 2 threads)"
     assert cost_page.in_short([])["scoring"] == "not measured yet"
