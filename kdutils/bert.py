@@ -113,6 +113,9 @@ def _quiet():
 # ---------------------------------------------------------------------------------------------------- forward pass
 
 
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
 class _ByteDropout(torch.autograd.Function):
     """Dropout whose mask costs one random byte an element: PyTorch's CPU dropout draws a double each and takes longer
     than the matrix products of a small student. The rate is rounded to 1/256 (0.1 becomes 26/256 = 0.1016)."""
@@ -122,8 +125,9 @@ class _ByteDropout(torch.autograd.Function):
         cut = round(p * 256)
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
         words.random_(-(2**63), None)  # without bounds the sign bit stays 0, and every eighth byte is biased
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= cut
-        mask = kept.to(x.dtype).mul_(256 / (256 - cut))
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape).ge_(cut)
+        bits = _BITS[x.dtype]  # 1 times the bits of the scale: integers of one width need no conversion to floats
+        mask = kept.to(bits).mul_(torch.tensor(256 / (256 - cut), dtype=x.dtype).view(bits)).view(x.dtype)
         ctx.save_for_backward(mask)
         return x * mask
 

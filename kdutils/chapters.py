@@ -120,6 +120,15 @@ def failure(notebook):
     return None
 
 
+def warning(notebook):
+    """The first warning that a cell printed, in one line; None where none did."""
+    for number, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr" and "Warning" in output.text:
+                return f"cell {number}: {next(line for line in output.text.splitlines() if 'Warning' in line)}"
+    return None
+
+
 def code_hash(path, parameters, root=ROOT):
     """Hash of what an executed copy depends on beside records: its cells and parameters, the code that it may import,
     versions, claims and measurements."""
@@ -171,17 +180,20 @@ def _started(path):
     return path.exists() and any(cell.get("execution_count") for cell in nbformat.read(path, as_version=4).cells)
 
 
-def run_chapter(source, target, parameters, timeout=TIMEOUT, failed=ROOT / "runs" / "failed", **environment):
+def run_chapter(source, target, parameters, timeout=TIMEOUT, failed=ROOT / "runs" / "failed", strict=False,
+                **environment):
     """Execute `source` and put the result at `target`, all or nothing. Returns why it failed, or None.
 
     A kernel that never started (a known race for ports) is tried once more. The copy of a failed run goes to `failed`.
-    `environment` is added to the notebook's.
+    With `strict` a warning is a failure too. `environment` is added to the notebook's.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{os.getpid()}.{target.name}")
     why = _attempt(source, partial, parameters, timeout, environment)
     if why and not _started(partial):
         why = _attempt(source, partial, parameters, timeout, environment)
+    if strict and not why:
+        why = warning(nbformat.read(partial, as_version=4))
     if not why:
         _write(clean(nbformat.read(partial, as_version=4)), target)
         partial.unlink()
@@ -240,7 +252,7 @@ def commit(names, timeout=TIMEOUT):
     for name, path in chosen(names).items():
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as empty:
-            why = run_chapter(path, path, {}, timeout, KDUTILS_RUNS=empty)
+            why = run_chapter(path, path, {}, timeout, strict=True, KDUTILS_RUNS=empty)
         rows.append((name, "failed" if why else "done", time.monotonic() - began, why or ""))
     return rows
 

@@ -22,6 +22,7 @@ THIRDS = ("first", "second", "last")
 DEV_ROWS = {"rte": 277, "mrpc": 408, "sst2": 872}
 PAPER = ("rte", "sst2")  # the tasks of the paper's probes
 PAPER_REPEATS = 200
+RESAMPLED = 10  # runs on either side below which no share of a variance is bootstrapped
 
 
 def runs(profile: str, task: str, repeats: int, train: bool) -> figures.Runs:
@@ -174,13 +175,14 @@ def spreads(data: pd.DataFrame) -> pd.DataFrame:
 
 def beyond(values: pd.Series, null: pd.Series) -> Estimate:
     """How much of a policy's variance is selection's: 1 - var(null) / var(values), in percent, with a bootstrapped 95 %
-    interval (BCa; runs that collapse make scores far from normal). Negative where the null is wider."""
+    interval (BCa; runs that collapse make scores far from normal). Negative where the null is wider. Of fewer than
+    `RESAMPLED` runs some resamples are all one run, and have no variance to divide by: nothing is said."""
     def share(a, b, axis=-1):
         return 100 * (1 - b.var(axis=axis, ddof=1) / a.var(axis=axis, ddof=1))
 
     values, null = values.to_numpy(), null.to_numpy()
     n = min(len(values), len(null))
-    if n < verdicts.FEWEST or min(np.ptp(values), np.ptp(null)) == 0:
+    if n < RESAMPLED or min(np.ptp(values), np.ptp(null)) == 0:
         return EMPTY | {"n": n}
     ends = stats.bootstrap((values, null), share, confidence_level=LEVEL, random_state=np.random.default_rng(0))
     low, high = ends.confidence_interval

@@ -144,7 +144,8 @@ def test_the_share_of_the_variance_that_selection_adds():
     assert found["low"] < 64 < found["high"] and found["high"] - found["low"] < 20 and found["n"] == 400
     same = probes_page.beyond(null[:50], null[50:100])
     assert same["low"] < 0 < same["high"]
-    assert np.isnan(probes_page.beyond(values[:4], null)["effect"])
+    few = probes_page.beyond(values[:9], null[:9])
+    assert np.isnan(few["effect"]) and few["n"] == 9
     rows = [run(method, i, x / 100) for method, some in (("Random-All", values), ("fixed-seed", null))
             for i, x in enumerate(some)]
     shown = probes_page.spreads(measured(rows))["variance from selection, %"]

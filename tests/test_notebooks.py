@@ -59,6 +59,16 @@ def test_a_failed_chapter_leaves_the_last_good_copy_alone(tmp_path, cell, why):
     assert reached.outputs[0].text == "1\n"
 
 
+def test_a_published_chapter_may_not_warn(tmp_path):
+    source = notebook(tmp_path / "a.ipynb", "import warnings\nwarnings.warn('half of it is missing')")
+    target = tmp_path / "out" / "a.ipynb"
+    assert chapters.run_chapter(source, target, {}, failed=tmp_path / "failed") is None
+    assert read(target).cells[1].outputs == []
+    target.unlink()
+    said = chapters.run_chapter(source, target, {}, failed=tmp_path / "failed", strict=True)
+    assert "half of it is missing" in said and not target.exists()
+
+
 def test_unknown_names_are_refused_before_any_work(tmp_path):
     source = notebook(tmp_path / "a.ipynb", parameters="profile = 'mini'\nseeds = 0\ntrain = False")
     assert chapters.parameters_for(source, "demo", True, {"seeds": 5}) == {"profile": "demo", "train": True, "seeds": 5}
