@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 
-from . import bert
+from . import checkpoints
 
 KINDS = 4  # entries of an action
 
@@ -94,7 +94,7 @@ class Selector(nn.Module):
 def save(selector: Selector, path: Path) -> None:
     """Write a selector to a safetensors file, atomically."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in selector.state_dict().items()}
-    bert.write(tensors, path, {"width": str(selector.width), "batch": str(selector.batch)})
+    checkpoints.write(tensors, path, {"width": str(selector.width), "batch": str(selector.batch)})
 
 
 def restore(path: Path) -> Selector:

@@ -8,19 +8,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import importlib.metadata
-import json
-import os
-import secrets
 from collections.abc import Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from .params import in_one_line
@@ -113,7 +106,8 @@ def _quiet():
 # ---------------------------------------------------------------------------------------------------- forward pass
 
 
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32,
+         torch.float64: torch.int64}  # integers as wide
 
 
 class _ByteDropout(torch.autograd.Function):
@@ -126,7 +120,7 @@ class _ByteDropout(torch.autograd.Function):
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64)
         words.random_(-(2**63), None)  # without bounds the sign bit stays 0, and every eighth byte is biased
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape).ge_(cut)
-        bits = _BITS[x.dtype]  # 1 times the bits of the scale: integers of one width need no conversion to floats
+        bits = _BITS[x.dtype]  # 0 or 1 times the scale's bits: cheaper than a conversion to floats
         mask = kept.to(bits).mul_(torch.tensor(256 / (256 - cut), dtype=x.dtype).view(bits)).view(x.dtype)
         ctx.save_for_backward(mask)
         return x * mask
@@ -310,10 +304,10 @@ def prune(model, heads: torch.Tensor, neurons: torch.Tensor):
 
 def _select(linear: nn.Linear, rows=slice(None), columns=slice(None)) -> nn.Linear:
     bias = None if linear.bias is None else linear.bias.data[rows]
-    return _linear(linear.weight.data[rows][:, columns], bias)
+    return linear_of(linear.weight.data[rows][:, columns], bias)
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     """A layer of copies of `weight` and `bias`; made small and then filled, since torch warns about empty ones."""
     made = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias is not None)
     made.out_features, made.in_features = weight.shape
@@ -329,73 +323,6 @@ def counts(model) -> dict[str, int]:
         return sum(p.numel() for p in module.parameters())
 
     return {"encoder": size(model.bert.encoder), "embeddings": size(model.bert.embeddings), "total": size(model)}
-
-
-# ------------------------------------------------------------------------------------------------------ save, restore
-
-
-def save(model, path: Path) -> None:
-    """Write weights, configuration and layer widths to one safetensors file, atomically. Shared (SPS) tensors are
-    written once, and shared again by `restore`."""
-    first: dict[int, str] = {}
-    shared = {}
-    tensors = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        owner = first.setdefault(id(value), name)
-        if owner == name:
-            tensors[name] = value.detach().cpu().contiguous()
-        else:
-            shared[name] = owner
-    write(tensors, path, {"config": model.config.to_json_string(use_diff=False), "shared": json.dumps(shared)})
-
-
-def write(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
-    """Write `tensors` and the texts `about` to one safetensors file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")  # containers that share a disk share process ids
-    save_file(tensors, partial, about)
-    os.replace(partial, path)
-
-
-def restore(path: Path):
-    """The model that `save` wrote: pruned widths, shared tensors and logits are the same."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safe_open is no dict)
-    model = BertForSequenceClassification(BertConfig.from_dict(json.loads(about["config"])))
-    named = dict(model.named_modules())
-    for name, value in tensors.items():
-        owner, leaf = name.rsplit(".", 1)
-        if leaf == "weight" and named[owner].weight.shape != value.shape:
-            _resize(named, owner, value.shape)
-    for layer in model.bert.encoder.layer:
-        block = layer.attention.self
-        block.all_head_size = block.query.out_features
-        block.num_attention_heads = block.all_head_size // block.attention_head_size
-    model.load_state_dict(tensors, strict=False)
-    modules = dict(model.named_modules())
-    for name, owner in json.loads(about["shared"]).items():
-        (to, leaf), (of, its) = name.rsplit(".", 1), owner.rsplit(".", 1)
-        setattr(modules[to], leaf, getattr(modules[of], its))
-    return fast_dropout(model).eval()
-
-
-def _resize(named: dict, owner: str, shape: torch.Size) -> None:
-    parent, leaf = owner.rsplit(".", 1) if "." in owner else ("", owner)
-    made = _linear(torch.empty(shape), torch.empty(shape[0]))
-    setattr(named[parent], leaf, made)
-    named[owner] = made
-
-
-def weights_hash(model) -> str:
-    """16 hex digits that change with any weight."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return digest.hexdigest()[:16]
 
 
 def cast(model, dtype: torch.dtype):

@@ -73,7 +73,8 @@ def missing(specs: Iterable[Spec]) -> None:
         return
     counts = pd.Series([f"{spec.task} {spec.method}" for spec in specs]).value_counts(sort=False)
     listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
-    print("\n".join([*textwrap.wrap(f"Not run yet: {listed}.", 76), f"They are made by: {command_for(specs)}"]))
+    command = " \\\n    --".join(command_for(specs).split(" --"))  # a line of its own for each option
+    print("\n".join([*textwrap.wrap(f"Not run yet: {listed}.", 76), "They are made by:", command]))
 
 
 def provenance(records: Iterable[Record]) -> None:

@@ -41,8 +41,8 @@ def other(data: pd.DataFrame, task: str) -> int | None:
 
 
 def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: bool = False) -> pd.DataFrame:
-    """One row a method, `columns` of each task as mean ± half width (n), under the last word of their name; last the
-    teacher and a constant answer. With `deeper`, students of the second depth, which is in the tasks' names."""
+    """One row a method, `columns` of each task as mean ± half width (n), under their metric; last the teacher and a
+    constant answer. With `deeper`, students of the second depth, which is in the tasks' names."""
     there = {name: other(data, name) if deeper else None for name in task_names(data)}
     there = {name: layers for name, layers in there.items() if layers or not deeper}
     rows = []
@@ -50,16 +50,20 @@ def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: boo
         row = {"method": method}
         for name, layers in there.items():
             found = of(data, f"{method}-{layers}L", name, layers=layers) if layers else of(data, method, name)
-            row |= {f"{name}, {layers} layers" if layers else f"{name} {c.rpartition('_')[2]}": text(found[c])
-                    for c in columns}
+            row |= {f"{name}, {layers} layers" if layers else headed(name, c): text(found[c]) for c in columns}
         rows.append(row)
     made = pd.DataFrame(rows)
     made = made[(made.drop(columns="method") != figures.DASH).any(axis=1)]
     return made if "score" not in columns or deeper else pd.concat([made, _marks(data)]).fillna(figures.DASH)
 
 
+def headed(task: str, column: str) -> str:
+    """A task and the metric of `column`, of which `score` is the verdicts'."""
+    return f"{task} {tasks.get(task).verdict_metric if column == 'score' else column.rpartition('_')[2]}"
+
+
 def _marks(data: pd.DataFrame) -> pd.DataFrame:
-    found = {f"{name} score": tables.marks(runs) for name, runs in data.groupby("task")}
+    found = {headed(name, "score"): tables.marks(runs) for name, runs in data.groupby("task")}
     return pd.DataFrame(found).rename_axis("method").reset_index()
 
 
@@ -248,8 +252,3 @@ def lines_in_words(data: pd.DataFrame, x: str, y: str, hue: str) -> str:
         means = some.groupby(x)[y].mean() * figures.scale(y)
         ends.append(f"{name}, {group}: {means.iloc[0]:.2f} to {means.iloc[-1]:.2f}")
     return tables.listed(f"{y} over {x}, from first to last.", ends)
-
-
-def metric(data: pd.DataFrame) -> str:
-    """The verdicts' metric of each task, in words."""
-    return ", ".join(f"{name}: {tasks.get(name).verdict_metric}" for name in task_names(data))

@@ -11,7 +11,8 @@ from kdutils.experiments.peakd import THRESHOLD
 from kdutils.records import Record
 
 USUAL = {"layers": None, "init": None}  # arguments of the chapter's main comparison
-OPTIONAL = (*USUAL, "threshold", "alpha", "beta", "extra_label_counts", "extra_ptp_seconds")
+TRIED = ("batch_size", "lr", "epochs", "tau", "alpha", "beta")
+OPTIONAL = (*USUAL, *TRIED, "threshold", "extra_label_counts", "extra_ptp_seconds")
 DEPTH = ("PatientKD", "SPS-2", "Pea-KD")  # methods compared at several depths and starts
 MARKED = {"score": "", "paper": "paper_"}  # measures that the teacher and a constant answer have too, by prefix
 LABELS = ("sure, right", "unsure, right", "sure, wrong", "unsure, wrong")
@@ -32,6 +33,18 @@ def of(data: pd.DataFrame, method: str, task: str, **args) -> pd.DataFrame:
 def mark_empty(axes) -> None:
     """Say so on axes that show nothing."""
     figures.nothing([ax for ax in axes if not ax.collections and not any(len(line.get_xdata()) for line in ax.lines)])
+
+
+def trials(data: pd.DataFrame, most: int = 6) -> pd.DataFrame:
+    """The `most` best trials of a method on a task, the best first: what was varied, and the score on held-out rows."""
+    tried = data[data["method"].str.startswith("tune-")]
+    rows = []
+    for (task, method), some in tried.groupby(["task", "method"], sort=False):
+        varied = [name for name in TRIED if some[name].notna().any()]
+        rows += [{"task": task, "method": f"{method.removeprefix('tune-')} ({len(some)} tried)"}
+                 | {name: f"{row[name]:g}" for name in varied} | {"held-out score": 100 * row["held"]}
+                 for _, row in some.nlargest(most, "held").iterrows()]
+    return pd.DataFrame(rows)
 
 
 def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", **args) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from . import bert
+from . import bert, checkpoints
 from .data import Encoded
 
 
@@ -55,10 +55,10 @@ def signals(model, data: Encoded, states: bool = False, cache: Path | None = Non
     """`ask`, remembered in the folder `cache` under the weights' and the data's fingerprints."""
     if cache is None:
         return ask(model, data, states)
-    name = hashlib.sha256(f"{bert.weights_hash(model)} {data.fingerprint()} {states}".encode()).hexdigest()[:24]
+    name = hashlib.sha256(f"{checkpoints.hash_of(model)} {data.fingerprint()} {states}".encode()).hexdigest()[:24]
     path = cache / f"{name}.safetensors"
     if not path.exists():
         made = ask(model, data, states)
-        bert.write({k: v for k, v in (("logits", made.logits), ("states", made.states)) if v is not None}, path)
+        checkpoints.write({k: v for k, v in (("logits", made.logits), ("states", made.states)) if v is not None}, path)
     found = load_file(path)
     return Signals(found["logits"], found.get("states"))

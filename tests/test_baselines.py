@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdutils import baselines, bert, dynabert, losses, metakd, stark
+from kdutils import baselines, bert, checkpoints, dynabert, losses, metakd, stark
 from kdutils.data import Encoded
 from kdutils.experiments import common, stark_baselines
 from kdutils.experiments import stark as chapter
@@ -57,7 +57,7 @@ def bench(tmp_path, monkeypatch):
         if p.ndim == 2:
             torch.nn.init.normal_(p, std=0.3)
     asked = {name: ask(teacher, rows) for name, rows in ({"train": data.train} | data.evaluation).items()}
-    return spec, common.Bench(settings, data, teacher, asked, "cpu", bert.weights_hash(teacher))
+    return spec, common.Bench(settings, data, teacher, asked, "cpu", checkpoints.hash_of(teacher))
 
 
 # ---------------------------------------------------------------------------------------------------------------- PKD
@@ -211,7 +211,7 @@ def test_takds_student_comes_from_its_assistant_and_learns_from_it(bench, monkey
 
     def train(made, student, objective, seed, evaluate=True):
         """In the place of training: any change of the weights."""
-        calls.append((made, student, objective, bert.weights_hash(student), evaluate))
+        calls.append((made, student, objective, checkpoints.hash_of(student), evaluate))
         with torch.no_grad():
             for p in student.parameters():
                 p.mul_(1.5)
@@ -233,7 +233,7 @@ def test_takds_student_comes_from_its_assistant_and_learns_from_it(bench, monkey
         cut = chapter.initial(spec, made)
         for p in cut.parameters():
             p.mul_(1.5)
-    assert start == bert.weights_hash(cut)
+    assert start == checkpoints.hash_of(cut)
 
 
 # -------------------------------------------------------------------------------------------------------------- MetaKD
@@ -260,9 +260,9 @@ def test_metakds_gradient_goes_through_the_students_step(outputs, sparse):
     student, teacher = model(outputs, seed=1, layers=1), model(outputs, seed=2, layers=2)
     rows, quiz, rate, tau = batch(labels=labels[0]), batch(labels=labels[1], seed=9), 0.05, 2.0
     student.bert.embeddings.word_embeddings.sparse = sparse
-    before = bert.weights_hash(student), bert.weights_hash(teacher)
+    before = checkpoints.hash_of(student), checkpoints.hash_of(teacher)
     gradient, value = metakd.teacher_gradient(student, teacher, rows, quiz, rate, tau)
-    assert (bert.weights_hash(student), bert.weights_hash(teacher)) == before
+    assert (checkpoints.hash_of(student), checkpoints.hash_of(teacher)) == before
     assert float(value) == pytest.approx(step_ahead(student, teacher, rows, quiz, rate, tau), abs=1e-5)
     length = math.sqrt(sum(float((g**2).sum()) for g in gradient if g is not None))
     sides, step = [], 1e-2
@@ -282,10 +282,10 @@ def test_metakd_moves_the_teacher_then_teaches_from_it():
     held = Encoded(rows["input_ids"].int(), rows["token_type_ids"].to(torch.int8), rows["attention_mask"].sum(1),
                    rows["labels"])
     objective = metakd.MetaKD(student, teacher, held, batch_size=5, rate=1e-3, tau=2.0, seed=0)
-    dense, before = copy.deepcopy(teacher), bert.weights_hash(student)
+    dense, before = copy.deepcopy(teacher), checkpoints.hash_of(student)
     logits, _ = bert.forward(student, rows)
     terms = objective(rows, logits, None)
-    assert bert.weights_hash(teacher) != bert.weights_hash(dense) and bert.weights_hash(student) == before
+    assert checkpoints.hash_of(teacher) != checkpoints.hash_of(dense) and checkpoints.hash_of(student) == before
     told = bert.forward(teacher, rows)[0].detach()
     torch.testing.assert_close(terms["loss"], losses.stark(logits, told, rows["labels"], 2.0)["loss"])
     terms["loss"].backward()
@@ -304,7 +304,7 @@ def test_metakds_quizzes_are_held_out_rows_and_its_teacher_a_copy(bench, monkeyp
     (learner, teacher, quizzes, *_, seed), (taught, trained, objective, _) = asked
     assert quizzes.fingerprint() == made.data.held.fingerprint() != made.data.evaluation["dev"].fingerprint()
     assert learner is trained is student and objective == "objective" and seed == spec.seed
-    assert teacher is not made.teacher and bert.weights_hash(teacher) == bert.weights_hash(made.teacher)
+    assert teacher is not made.teacher and checkpoints.hash_of(teacher) == checkpoints.hash_of(made.teacher)
     assert taught.settings.precision == "fp32"  # a bf16 run would train a copy of the learner
 
 

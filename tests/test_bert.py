@@ -13,7 +13,7 @@ from transformers import (
     RobertaModel,
 )
 
-from kdutils import bert, data, teacher
+from kdutils import bert, checkpoints, data, teacher
 from kdutils.experiments import stark_teachers
 from kdutils.profiles import Settings
 
@@ -185,19 +185,19 @@ def test_what_is_saved_is_restored(kind, tmp_path):
     made = model(outputs=1 if kind == "regression" else 2)
     made = bert.prune(made, *masks(made)) if kind == "pruned" else shared(made) if kind == "shared" else made
     path = tmp_path / "models" / "a.safetensors"
-    bert.save(made, path)
-    found = bert.restore(path)
+    checkpoints.save(made, path)
+    found = checkpoints.restore(path)
     assert not found.training and [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
     assert torch.equal(logits(found), logits(made))
-    assert bert.counts(found) == bert.counts(made) and bert.weights_hash(found) == bert.weights_hash(made)
+    assert bert.counts(found) == bert.counts(made) and checkpoints.hash_of(found) == checkpoints.hash_of(made)
     assert [n for n, _ in found.named_parameters()] == [n for n, _ in made.named_parameters()]
     found.classifier.bias.data[0] += 1e-3
-    assert bert.weights_hash(found) != bert.weights_hash(made)
+    assert checkpoints.hash_of(found) != checkpoints.hash_of(made)
 
 
 def test_a_restored_student_still_shares(tmp_path):
-    bert.save(shared(model()), tmp_path / "a.safetensors")
-    layers = bert.restore(tmp_path / "a.safetensors").bert.encoder.layer
+    checkpoints.save(shared(model()), tmp_path / "a.safetensors")
+    layers = checkpoints.restore(tmp_path / "a.safetensors").bert.encoder.layer
     assert layers[1].attention.self.query.weight is layers[0].attention.self.key.weight
 
 
@@ -208,7 +208,7 @@ def test_two_writers_of_one_process_id_do_not_share_a_partial_file(tmp_path, mon
     monkeypatch.setattr(bert.os, "replace", lambda a, b: (partial.append(str(a)), rename(a, b)))
     rows = data.load("synthetic", Settings(model="tiny", rows=20)).held
     for _ in range(2):
-        bert.save(model(), tmp_path / "model.safetensors")
+        checkpoints.save(model(), tmp_path / "model.safetensors")
         stark_teachers._write({"a": torch.ones(2)}, tmp_path / "scores.safetensors")
         teacher.signals(model(), rows, cache=tmp_path)
         next(path for path in tmp_path.iterdir() if len(path.stem) == 24).unlink()  # so that it is asked again
@@ -298,7 +298,7 @@ def test_a_checkpoint_may_lack_head_and_pooler(kind, tmp_path):
     made = kind(bert.tiny_config(layers=2, vocabulary=71))
     made.save_pretrained(tmp_path)
     first, again, other = (bert.load(str(tmp_path), 3, seed) for seed in (1, 1, 2))
-    assert bert.weights_hash(first) == bert.weights_hash(again) != bert.weights_hash(other)
+    assert checkpoints.hash_of(first) == checkpoints.hash_of(again) != checkpoints.hash_of(other)
     read, kept = first.bert.state_dict(), getattr(made, "bert", made).state_dict()
     assert len(read) - len(kept) == (2 if kind is BertForMaskedLM else 0)  # the pooler's weight and bias
     assert all(torch.equal(read[name], value) for name, value in kept.items())
@@ -314,5 +314,5 @@ def test_minilm_comes_from_its_wheel_or_else_from_the_hub(monkeypatch):
 
 
 def test_a_tiny_model_depends_on_its_seed():
-    hashes = [bert.weights_hash(bert.load("tiny", 2, seed)) for seed in (0, 0, 1)]
+    hashes = [checkpoints.hash_of(bert.load("tiny", 2, seed)) for seed in (0, 0, 1)]
     assert hashes[0] == hashes[1] != hashes[2]

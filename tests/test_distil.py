@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from kdutils import bert, data, distil, losses, profiles, tasks, teacher
+from kdutils import bert, checkpoints, data, distil, losses, profiles, tasks, teacher
 from kdutils.experiments import common
 
 torch.set_num_threads(1)
@@ -48,7 +48,7 @@ def trained(rows, objective=None, model=None, settings=SETTINGS, **options):
 def test_a_run_repeats_bit_for_bit(rows, told):
     def run(seed):
         model, outcome = trained(rows, distil.stark_kd(told, 2.0), seed=seed, max_steps=25)
-        return bert.weights_hash(model), outcome.curve, outcome.losses
+        return checkpoints.hash_of(model), outcome.curve, outcome.losses
 
     torch.randn(7)  # whatever happened before does not matter
     assert run(3) == run(3)

@@ -146,7 +146,7 @@ def test_runs_are_looked_up_listed_and_traced(tmp_path, monkeypatch, capsys, sho
     figures.missing(found.missing)
     said = capsys.readouterr().out
     assert f"synthetic random_unstructured ({sum(s.method == 'random_unstructured' for s in specs[3:])})" in said
-    assert "They are made by: python -m kdutils.sweep 01_pilot --profile smoke --task synthetic" in said
+    assert "made by:\npython -m kdutils.sweep 01_pilot \\\n    --profile smoke \\\n    --task synthetic\n" in said
     figures.missing([])
     assert capsys.readouterr().out == "All planned runs are here.\n"
     figures.provenance(found.records)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdutils import claims, ksm_page, probes_page, tables
+from kdutils import claims, ksm_page, luck_page, probes_page, tables
 from kdutils.tables import judged
 
 TYPES = probes_page.TYPES
@@ -43,11 +43,11 @@ def test_order_statistics_of_equals_by_enumeration():
         chance = np.prod([0.7 if a else 0.3 for a in answers])
         right = [(answers[i] + answers[i + 1]) / 2 for i in (0, 2, 4)]
         worst, best = worst + chance * min(right), best + chance * max(right)
-    assert probes_page.best_of(3, 2, 0.7) == pytest.approx((worst, best))
+    assert luck_page.best_of(3, 2, 0.7) == pytest.approx((worst, best))
 
 
 def test_the_papers_range_beside_that_of_equals():
-    table = probes_page.paper_luck()
+    table = luck_page.paper_luck()
     assert table["range"].tolist() == pytest.approx([68.4 - 58.3, 67.2 - 58.9, 91.3 - 86.1, 90.7 - 87.9])
     rng = np.random.default_rng(0)
     simulated = rng.binomial(277, 0.6335, (4000, 200)) / 2.77
@@ -75,10 +75,10 @@ def test_chance_explains_nothing_and_few_runs_give_no_slopes():
 
 def test_luck_is_best_worst_and_spread():
     data = measured([run("Random-All", i, s) for i, s in enumerate((0.6, 0.7, 0.9))] + [run("fixed-seed", 5, 0.7)])
-    first, null = probes_page.luck(data).to_dict("records")
+    first, null = luck_page.ranges(data).to_dict("records")
     assert (first["best"], first["worst"], first["n"]) == pytest.approx((90, 60, 3))
     assert first["range"] == pytest.approx(30) and first["sd"] == pytest.approx(15.2753, abs=1e-3)
-    low, high = probes_page.best_of(3, 408, 0.7)
+    low, high = luck_page.best_of(3, 408, 0.7)
     assert first["range of equals"] == pytest.approx(100 * (high - low))
     assert null["policy"] == "fixed knowledge" and np.isnan(null["sd"]) and null["range of equals"] == pytest.approx(0)
 
@@ -88,10 +88,10 @@ def test_a_sequence_that_only_was_lucky_falls_back():
     again = [run("replay", 1000 + i, 0.6 + i / 100, draw=draw, was=was) for i in range(3)
              for draw, was in ((0, "best"), (1, "middle"))]
     data = measured(first + again)
-    best, middle = probes_page.replayed(data).to_dict("records")
+    best, middle = luck_page.replayed(data).to_dict("records")
     assert best["first time"] == pytest.approx(90) and best["replayed"].startswith("61.0")
     assert middle["replayed"] == best["replayed"]
-    found = probes_page.stays_lucky(data, "mrpc")
+    found = luck_page.stays_lucky(data, "mrpc")
     assert found["effect"] == pytest.approx(0) and found["n"] == 3
 
 
@@ -107,11 +107,11 @@ def test_replays_are_scored_on_rows_that_did_not_rank_them():
     again = [on_rte("replay", 1000 + i, 0.7, held + i / 1000, draw=draw, was=was) for i in range(5)
              for draw, was, held in ((0, "best", 0.50), (1, "middle", 0.55))]
     data = measured(first + again)
-    best, middle = probes_page.replayed(data).to_dict("records")
+    best, middle = luck_page.replayed(data).to_dict("records")
     assert (best["unseen rows"], best["first time, dev"], best["first time"]) == ("held-out", 70, pytest.approx(30))
     assert best["replayed, dev"].startswith("70.0") and best["replayed"].startswith("50.2")
-    assert probes_page.stays_lucky(data, "rte")["effect"] == pytest.approx(-5)
-    there = probes_page.replayed(measured([run("Random-All", 0, 0.5, draw=0), run("replay", 1000, 0.4, was="best",
+    assert luck_page.stays_lucky(data, "rte")["effect"] == pytest.approx(-5)
+    there = luck_page.replayed(measured([run("Random-All", 0, 0.5, draw=0), run("replay", 1000, 0.4, was="best",
                                                                                   draw=0)]))
     assert there["unseen rows"].tolist() == ["test"]
 
@@ -121,7 +121,7 @@ def test_the_papers_measure_is_of_no_epoch_that_f1_chose():
     mrpc = run("Random-All", 0, 0.3, draw=0, dev_accuracy=0.75, best_dev_accuracy=0.684)
     data = measured([mrpc, on_rte("Random-All", 0, 0.6, 0.6, draw=0)])
     assert data["paper"].tolist() == pytest.approx([0.75, 0.70])
-    assert probes_page.luck(data)["best"].tolist() == pytest.approx([75, 70])
+    assert luck_page.ranges(data)["best"].tolist() == pytest.approx([75, 70])
 
 
 def test_the_other_depth_is_each_tasks_own():
@@ -140,15 +140,15 @@ def test_the_share_of_the_variance_that_selection_adds():
     """Seeds have a deviation of 3 points, selection adds one of 4: 16 of 25 parts of the variance."""
     rng = np.random.default_rng(2)
     values, null = pd.Series(rng.normal(0, 5, 400)), pd.Series(rng.normal(0, 3, 400))
-    found = probes_page.beyond(values, null)
+    found = luck_page.beyond(values, null)
     assert found["low"] < 64 < found["high"] and found["high"] - found["low"] < 20 and found["n"] == 400
-    same = probes_page.beyond(null[:50], null[50:100])
+    same = luck_page.beyond(null[:50], null[50:100])
     assert same["low"] < 0 < same["high"]
-    few = probes_page.beyond(values[:9], null[:9])
+    few = luck_page.beyond(values[:9], null[:9])
     assert np.isnan(few["effect"]) and few["n"] == 9
     rows = [run(method, i, x / 100) for method, some in (("Random-All", values), ("fixed-seed", null))
             for i, x in enumerate(some)]
-    shown = probes_page.spreads(measured(rows))["variance from selection, %"]
+    shown = luck_page.spreads(measured(rows))["variance from selection, %"]
     assert shown.iloc[0] == f"{found['effect']:.0f} [{found['low']:.0f}, {found['high']:.0f}]"
 
 
@@ -162,7 +162,7 @@ def replays_of(between, common, noise, count, seeds=5):
 
 def test_sequences_and_seeds_share_the_variance_of_replays():
     """9 parts of the variance are the sequence's, 4 the seed's (common to all sequences), 12 are chance."""
-    (row,) = probes_page.sequences(replays_of(3, 2, 12**0.5, count=400, seeds=60)).to_dict("records")
+    (row,) = luck_page.sequences(replays_of(3, 2, 12**0.5, count=400, seeds=60)).to_dict("records")
     assert (row["sequences"], row["seeds"]) == (400, 60)
     assert row["sd between sequences"] == pytest.approx(3, rel=0.1)
     assert row["sd within one"] == pytest.approx(4, rel=0.1)
@@ -172,9 +172,9 @@ def test_sequences_and_seeds_share_the_variance_of_replays():
 
 
 def test_what_seeds_have_in_common_is_not_taken_for_a_difference_between_sequences():
-    (row,) = probes_page.sequences(replays_of(0, 5, 1, count=6)).to_dict("records")
+    (row,) = luck_page.sequences(replays_of(0, 5, 1, count=6)).to_dict("records")
     assert row["sd between sequences"] < 1 and row["sd within one"] > 2
-    assert probes_page.sequences(replays_of(0, 5, 1, count=6, seeds=1)).empty
+    assert luck_page.sequences(replays_of(0, 5, 1, count=6, seeds=1)).empty
 
 
 def test_halves_are_compared_by_seed():
@@ -199,7 +199,7 @@ def test_wider_is_judged_as_the_claims_are():
     rows += [run("fixed-seed", i + 5, s) for i, s in enumerate(rng.normal(0.3, 0.01, 50))]
     data = measured(rows)
     assert judged(data, "05_knowledge_probes", "mini").loc["probes-random-all-wider", "verdict"] == "holds"
-    assert float(probes_page.spreads(data)["further from the median"].iloc[0][1:4]) > 2
+    assert float(luck_page.spreads(data)["further from the median"].iloc[0][1:4]) > 2
 
 
 # ------------------------------------------------------------------------------------------------------------------- 06
@@ -236,7 +236,7 @@ def test_runs_near_chance_decide_nothing():
 def test_the_main_table_ends_with_the_teacher_and_a_constant_answer():
     table = ksm_page.rebuilt(selectors()).set_index("method")
     assert list(table.index) == [*ksm_page.METHODS, "teacher", "constant answer"]
-    assert table.loc["finetune", "mrpc score"].startswith("30.0") and table.loc["teacher", "mrpc score"] == "50.0"
+    assert table.loc["finetune", "mrpc matthews"].startswith("30.0") and table.loc["teacher", "mrpc matthews"] == "50.0"
 
 
 def test_actions_move_within_a_run_or_between_runs():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdutils import agents, augment, bert, data, distil, knowledge, ksm, profiles, replicas, tasks
+from kdutils import agents, augment, bert, checkpoints, data, distil, knowledge, ksm, profiles, replicas, tasks
 from kdutils import teacher as teacher_module
 from kdutils.agents import Agent, Choices, Memory, Step, hard_action, literal_losses, novelty, td_target
 from kdutils.experiments import common
@@ -213,7 +213,7 @@ def test_learning_lets_the_targets_follow():
     for old, target, source in zip(before, agent.target, (agent.selector, agent.critic), strict=True):
         for was, now, ahead in zip(old.parameters(), target.parameters(), source.parameters(), strict=True):
             torch.testing.assert_close(now, torch.lerp(was, ahead, agent.choices.polyak))
-        assert bert.weights_hash(old) != bert.weights_hash(target)
+        assert checkpoints.hash_of(old) != checkpoints.hash_of(target)
 
 
 def test_targets_follow_slowly():
@@ -299,11 +299,11 @@ def test_stage_one_ends_when_students_get_no_better():
         learning.begin(0.0)
         learning(0, *some_states()[0])
         learning.after_step(1, next(ends))
-        left.append(bert.weights_hash(agent.selector))
+        left.append(checkpoints.hash_of(agent.selector))
 
     left = []
     assert [r["quality"] for r in ksm.train(agent, episode, float, total=1)] == [0.1, 0.5, 0.4, 0.5]
-    assert bert.weights_hash(agent.selector) == left[-1] and len(set(left)) == 4
+    assert checkpoints.hash_of(agent.selector) == left[-1] and len(set(left)) == 4
 
 
 @pytest.mark.parametrize("literal", [False, True])
@@ -318,7 +318,7 @@ def test_both_stages_run_on_a_bert_and_stage_two_computes_no_reward(literal, tmp
         student = bert.keep_layers(teacher, settings.layers)
         selective = knowledge.Selective(signals, (2, 4), policy, tau=2.0)
         distil.train(student, task.train, selective, settings, seed=0, drop_last=True, **options)
-        return selective.actions, bert.weights_hash(student)
+        return selective.actions, checkpoints.hash_of(student)
 
     def episode(learning):
         learning.begin(None)
@@ -348,7 +348,7 @@ def made():
     settings = replace(profiles.settings("smoke", "synthetic"), rows=128, epochs=2)
     rows, teacher = data.load("synthetic", settings), bert.load("tiny", 2, seed=0)
     signals = {"train": ask(teacher, rows.train, states=True)}
-    return common.Bench(settings, rows, teacher, signals, "cpu", bert.weights_hash(teacher))
+    return common.Bench(settings, rows, teacher, signals, "cpu", checkpoints.hash_of(teacher))
 
 
 def synthetic(method, **args):
@@ -373,9 +373,9 @@ def test_every_episode_starts_from_the_same_student(made, monkeypatch):
     starts, train = [], distil.train
 
     def watched(student, *args, **options):
-        starts.append(bert.weights_hash(student))
+        starts.append(checkpoints.hash_of(student))
         result = train(student, *args, **options)
-        starts.append(bert.weights_hash(student))
+        starts.append(checkpoints.hash_of(student))
         return result
 
     monkeypatch.setattr(distil, "train", watched)

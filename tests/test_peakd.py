@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from kdutils import bert, data, figures, peakd, profiles, tables
+from kdutils import bert, checkpoints, data, figures, peakd, profiles, tables
 from kdutils import peakd_page as page
 from kdutils.experiments import peakd as chapter
 from kdutils.records import UNPUBLISHED, Store, look_up
@@ -125,15 +125,15 @@ def same_storage(model):
 
 def test_saving_and_reloading_gives_identical_logits_and_stays_shared(student, batch, tmp_path):
     shared = peakd.share(student.float())
-    bert.save(shared, tmp_path / "m.safetensors")
-    back = bert.restore(tmp_path / "m.safetensors")
+    checkpoints.save(shared, tmp_path / "m.safetensors")
+    back = checkpoints.restore(tmp_path / "m.safetensors")
     assert torch.equal(logits(back, batch), logits(shared, batch))
     assert bert.counts(back) == bert.counts(shared) and same_storage(back)
 
 
 def test_sharing_survives_optimisation_casting_and_copying(student, batch, tmp_path):
-    bert.save(peakd.share(student.float()), tmp_path / "m.safetensors")
-    for model in (peakd.share(student.float()), bert.restore(tmp_path / "m.safetensors")):
+    checkpoints.save(peakd.share(student.float()), tmp_path / "m.safetensors")
+    for model in (peakd.share(student.float()), checkpoints.restore(tmp_path / "m.safetensors")):
         optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
         logits(model, batch).sum().backward()
         optimiser.step()
@@ -382,6 +382,23 @@ def test_tables_of_the_chapter_take_the_usual_runs_only(table):
     assert paper["Pea-KD"].startswith("80.0") and (paper["teacher"], paper["constant answer"]) == ("85.0", "81.2")
     assert page.rebuilt(table, ["PatientKD"], init="bottom")["mrpc matthews"].tolist() == ["80.0 (1)", "50.0", "0.0"]
     assert page.costs(table, ("PatientKD", "SPS-2"), "mrpc")["n"].tolist() == [3]
+
+
+def test_the_table_of_trials_holds_the_best_few_of_each_method():
+    rows = [fake("tune-PatientKD", 0, 0.0, alpha=0.1, beta=i, held_matthews=0.1 * i) for i in range(8)]
+    rows += [fake("tune-Pea-KD", 0, 0.0, task="sst2", alpha=0.7, beta=0.0, tau=20.0, lr=2e-5, held_accuracy=0.8)]
+    made = page.trials(page.measured(pd.DataFrame(rows)))
+    assert made["held-out score"].round(6).tolist() == [70.0, 60.0, 50.0, 40.0, 30.0, 20.0, 80.0]
+    assert made["method"].tolist()[5:] == ["PatientKD (8 tried)", "Pea-KD (1 tried)"]
+    assert made["beta"].tolist()[:2] == ["7", "6"] and made.iloc[-1][["lr", "tau"]].tolist() == ["2e-05", "20"]
+
+
+def test_the_papers_grid_reaches_the_training():
+    grid = [s for s in chapter.plan("paper", "mrpc") if s.method == "tune-Pea-KD"]
+    assert len(grid) == 2 * 4 * 3 * 2 * 3 * 3 and {s.args["tau"] for s in grid} == {5.0, 10.0, 20.0}
+    last = {"alpha": 0.7, "beta": 500.0, "tau": 20.0, "batch_size": 64, "lr": 5e-5, "epochs": 10}
+    assert grid[-1].args == last and chapter._weights(grid[-1]) == {"alpha": 0.7, "beta": 500.0, "tau": 20.0}
+    assert chapter._weights(chapter.one("paper", "mrpc", "Pea-KD", 0))["tau"] == peakd.TAU
 
 
 def test_differences_pair_by_seed(table):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kdutils import bert, claims, distil, experiments, pilot, pilot_page, profiles, tasks, teacher
+from kdutils import bert, checkpoints, claims, distil, experiments, pilot, pilot_page, profiles, tasks, teacher
 from kdutils.experiments import common
 from kdutils.experiments import pilot as chapter
 from kdutils.records import Store, frame, run_once
@@ -37,7 +37,7 @@ def test_zeroed_weights():
             assert torch.equal(before, after), name
     assert pilot.zero_share(sparse) == pytest.approx(0.1, abs=1e-3) and pilot.zero_share(dense) == 0
     again, other = pilot.zero_weights(model(), 0.1, seed=0), pilot.zero_weights(model(), 0.1, seed=1)
-    assert bert.weights_hash(again) == bert.weights_hash(sparse) != bert.weights_hash(other)
+    assert checkpoints.hash_of(again) == checkpoints.hash_of(sparse) != checkpoints.hash_of(other)
 
 
 def test_removed_units():
@@ -48,8 +48,8 @@ def test_removed_units():
     unit = 4 * 32 * 8 + 3 * 8, 2 * 32 + 1  # a head's columns of four matrices and three biases; a neuron's
     gone = bert.counts(dense)["encoder"] - bert.counts(made)["encoder"]
     assert gone == 8 * unit[0] + 128 * unit[1]
-    assert bert.weights_hash(pilot.remove_units(model(), 0.5, 0)) == bert.weights_hash(made)
-    assert bert.weights_hash(pilot.remove_units(model(), 0.0, 0)) == bert.weights_hash(dense)
+    assert checkpoints.hash_of(pilot.remove_units(model(), 0.5, 0)) == checkpoints.hash_of(made)
+    assert checkpoints.hash_of(pilot.remove_units(model(), 0.0, 0)) == checkpoints.hash_of(dense)
     for amount in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"amount: got {amount}; allowed: 0 to 1"):
             pilot.remove_units(dense, amount, 0)
@@ -226,10 +226,10 @@ def test_a_student_of_the_dense_teacher_is_starks_kd(smoke):
 
 
 def test_records_name_the_weights_that_they_began_with(smoke):
-    published = bert.weights_hash(bert.load("tiny", 2, seed=0).bert)
+    published = checkpoints.hash_of(bert.load("tiny", 2, seed=0).bert)
     shallow = smoke("finetune", 0, layers=2)
     assert smoke.teacher["extra"]["weights"] == shallow["extra"]["weights"] == published
-    of_teacher = bert.weights_hash(smoke.bench.teacher)
+    of_teacher = checkpoints.hash_of(smoke.bench.teacher)
     for made in (smoke("random_unstructured", 0, amount=0.5), smoke("distil_from_sparse", 1, amount=0.1)):
         assert made["extra"]["teacher_weights"] == of_teacher  # not of the sparse one, which is made from it
     sparse = replace(smoke.bench, teacher=pilot.zero_weights(smoke.bench.teacher, 0.5, 0))
@@ -250,4 +250,4 @@ def test_a_sparse_teacher_teaches_what_it_says(smoke, monkeypatch):
     made, student, objective, seed = given["asked"]
     dense = bert.keep_layers(bench.teacher, bench.settings.layers)
     assert (made, objective, seed) == (bench, "objective", 1)
-    assert bert.weights_hash(student) == bert.weights_hash(dense)
+    assert checkpoints.hash_of(student) == checkpoints.hash_of(dense)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from kdutils import bert, experiments, losses, stark, tasks
+from kdutils import bert, checkpoints, experiments, losses, stark, tasks
 from kdutils.experiments import common
 from kdutils.experiments import stark as chapter
 from kdutils.experiments import stark_auto as auto
@@ -152,7 +152,7 @@ def test_scoring_leaves_both_models_as_they_were_and_stores_no_gradient():
 
     def state():
         modes = [module.training for m in (teacher, student) for module in m.modules()]
-        return modes, bert.weights_hash(teacher), [p.requires_grad for p in teacher.parameters()]
+        return modes, checkpoints.hash_of(teacher), [p.requires_grad for p in teacher.parameters()]
 
     before = state()
     stark.score(teacher, student, [batch()])
@@ -239,8 +239,8 @@ def test_removal_equals_masking_and_survives_the_disk(sparsity, tmp_path):
     removed, its = bert.forward(sparse, rows, tokens=True)
     torch.testing.assert_close(removed, masked, atol=1e-5, rtol=0)
     torch.testing.assert_close(its, states, atol=1e-5, rtol=0)
-    bert.save(sparse, tmp_path / "sparse.safetensors")
-    again = bert.restore(tmp_path / "sparse.safetensors")
+    checkpoints.save(sparse, tmp_path / "sparse.safetensors")
+    again = checkpoints.restore(tmp_path / "sparse.safetensors")
     torch.testing.assert_close(bert.forward(again, rows)[0], removed, atol=0, rtol=0)
     assert bert.counts(again) == bert.counts(sparse)
 
@@ -253,7 +253,7 @@ def test_removal_makes_the_matrices_smaller_by_the_share():
     assert sum(layer.output.dense.in_features for layer in layers) == LAYERS * NEURONS * 3 // 4
     assert bert.counts(sparse)["encoder"] < bert.counts(teacher)["encoder"]
     assert bert.counts(sparse)["embeddings"] == bert.counts(teacher)["embeddings"]
-    assert bert.weights_hash(stark.sparsify(teacher, heads, neurons, [0.5, 0.25])) == bert.weights_hash(sparse)
+    assert checkpoints.hash_of(stark.sparsify(teacher, heads, neurons, [0.5, 0.25])) == checkpoints.hash_of(sparse)
 
 
 def test_random_scores_depend_on_the_seed_only():
@@ -520,9 +520,9 @@ def test_every_kind_of_scores_makes_the_teacher_that_it_says(runs, monkeypatch):
                  for seed in (0, 1)]
     for asked, ranks in expected:
         pruned, extra = teachers.sparse_teacher(asked, made)
-        assert bert.weights_hash(pruned) == bert.weights_hash(stark.sparsify(made.teacher, *ranks, 0.6))
+        assert checkpoints.hash_of(pruned) == checkpoints.hash_of(stark.sparsify(made.teacher, *ranks, 0.6))
         assert extra.items() > teachers.where(*ranks, (0.6, 0.6)).items()
-        made_by.add(bert.weights_hash(pruned))
+        made_by.add(checkpoints.hash_of(pruned))
     assert len(made_by) == len(expected)
 
 
@@ -532,7 +532,7 @@ def test_single_weights_go_by_both_scores(runs, monkeypatch):
     monkeypatch.setattr(stark, "score_weights", lambda *a: seen.append(score(*a)) or seen[-1])
     pruned, extra = teachers.sparse_teacher(spec, made)
     expected = score(made.teacher, *teachers._scored_on(spec, made), made.settings.tau, 0.5)
-    assert bert.weights_hash(pruned) == bert.weights_hash(stark.sparsify_weights(made.teacher, expected, 0.6))
+    assert checkpoints.hash_of(pruned) == checkpoints.hash_of(stark.sparsify_weights(made.teacher, expected, 0.6))
     assert len(seen) == 1 and extra["score_seconds"] > 0
     sizes = [sum(w.numel() for w in layer) for layer in stark.weight_matrices(pruned)]
     assert np.average(extra["zeros"], weights=sizes) == pytest.approx(0.6, abs=1e-4)
@@ -593,12 +593,12 @@ def test_an_automatic_student_learns_from_the_teacher_that_its_scores_made(runs,
     ((taught, student, objective, its),) = asked
     assert len({stark.density_peak(found, reading).sparsity for reading in stark.READINGS[:2]}) == 2
     assert extra["sparsity"] == extra["neuron_sparsity"] == stark.density_peak(found, "A", 1.0).sparsity
-    assert bert.weights_hash(taught.teacher) == bert.weights_hash(sparse) != bert.weights_hash(made.teacher)
+    assert checkpoints.hash_of(taught.teacher) == checkpoints.hash_of(sparse) != checkpoints.hash_of(made.teacher)
     assert extra["kept_heads"] == teachers.where(*ranks, [extra["sparsity"]] * 2)["kept_heads"] and its == seed
     told = ask(sparse, made.data.train).logits
     assert torch.equal(taught.signals["train"].logits, told)
     assert teaches(objective, made.data.train, told, made.settings.tau)
-    assert bert.weights_hash(student) == bert.weights_hash(bert.keep_layers(made.teacher, made.settings.layers))
+    assert checkpoints.hash_of(student) == checkpoints.hash_of(bert.keep_layers(made.teacher, made.settings.layers))
 
 
 def test_readings_and_bandwidths_are_no_arguments_of_a_run(runs):
@@ -618,8 +618,8 @@ def test_rewinding_gives_every_sparsity_the_same_start(runs, student):
         patch.setattr(teachers, "scores", lambda spec, made: seconds)  # else the pruned trial student would be trained
         for spec in (trial, *sparse):
             asked = next(chapter.stages(spec))  # before anything is trained
-            starts.add(bert.weights_hash(asked.student))
-            told.add(bert.weights_hash(asked.made.teacher))
+            starts.add(checkpoints.hash_of(asked.student))
+            told.add(checkpoints.hash_of(asked.made.teacher))
             signals = ask(asked.made.teacher, asked.made.data.train).logits
             assert teaches(asked.objective, asked.made.data.train, signals, asked.made.settings.tau)
             assert asked.seed == spec.seed
@@ -635,7 +635,7 @@ def test_a_pruned_student_keeps_the_most_expressive_units(runs):
         mask = torch.zeros(scores.numel(), dtype=torch.bool)
         mask[scores.flatten().topk(stay).indices] = True
         masks.append(mask.view_as(scores))
-    assert bert.weights_hash(chapter.initial(spec, made)) == bert.weights_hash(bert.prune(made.teacher, *masks))
+    assert checkpoints.hash_of(chapter.initial(spec, made)) == checkpoints.hash_of(bert.prune(made.teacher, *masks))
 
 
 def test_students_start_the_same_whatever_teaches_them(runs):

@@ -79,16 +79,16 @@ def weights(spec: Spec) -> Path:
 
 @functools.lru_cache(maxsize=4)
 def _bench(profile: str, task: str, settings: profiles.Settings, states: bool) -> Bench:
-    from kdutils import bert, data, distil, teacher
+    from kdutils import checkpoints, data, distil, teacher
 
     path = weights(teacher_spec(profile, task, settings))
-    made = bert.restore(path).to(distil.best_device())
+    made = checkpoints.restore(path).to(distil.best_device())
     loaded = data.load(task, _data_settings(settings))
     splits = {"train": loaded.train} | loaded.evaluation
     asked = {k: teacher.signals(made, v, states=states, cache=Store().runs / "cache") for k, v in splits.items()}
     device = distil.best_device()
     told = {k: s.to(device) for k, s in asked.items()}
-    return Bench(settings, loaded, made, told, str(device), bert.weights_hash(made))
+    return Bench(settings, loaded, made, told, str(device), checkpoints.hash_of(made))
 
 
 @functools.lru_cache(maxsize=8)

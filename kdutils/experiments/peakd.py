@@ -3,7 +3,8 @@
 Every run starts from the pre-trained layers `settings.layers`, stacks and pre-trains them as its method says, and then
 goes through the same KD. `args` name what differs from the chapter's main comparison: `layers`, the independent ones,
 `init` ("bottom": the paper's first layers) and `threshold`. A grid's trials name `alpha`, `beta` and, in the paper's
-grid, `batch_size`, `lr` and `epochs`, which are not settings here because the teacher would then change with them.
+grid, `tau`, `batch_size`, `lr` and `epochs`; the last three are no settings here because the teacher would then change
+with them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ THRESHOLD, THRESHOLDS = 0.9, (0.6, 0.7, 0.8, 0.95)
 GRID = [{"alpha": alpha, "beta": beta} for alpha in (0.1, 0.7) for beta in (0.0, 100.0, 500.0)]
 TUNED = {"mini": ("mrpc", "sst2")}  # where Patient KD's best of GRID is chosen first; elsewhere the released code's
 PAPER = {"batch_size": 32, "epochs": 6}  # inside the paper's grid, which has no best point in print
-PAPER_GRID = [{"batch_size": size, "lr": lr, "epochs": epochs} | values for size, lr, epochs, values in
-              product((32, 64), (1e-5, 2e-5, 3e-5, 5e-5), (4, 6, 10), GRID)]  # fmt: skip
+TAUS = (5.0, 10.0, 20.0)  # Patient KD's: the paper has a temperature, but prints no values of it
+PAPER_GRID = [{"batch_size": size, "lr": lr, "epochs": epochs, "tau": tau} | values for size, lr, epochs, tau, values in
+              product((32, 64), (1e-5, 2e-5, 3e-5, 5e-5), (4, 6, 10), TAUS, GRID)]  # fmt: skip
 
 
 def independent(profile: str, task: str) -> int:
@@ -145,13 +147,13 @@ def stages(spec: Spec) -> packing.Stages:
 
 
 def _weights(spec: Spec) -> dict[str, float]:
-    """The objective's alpha and beta: the spec's own, or chosen from the trials (made first where they are missing), or
-    the released code's."""
+    """The objective's alpha, beta and tau: the spec's own, or chosen from the trials (made first where they are
+    missing), or the released code's."""
     from kdutils import peakd
 
-    own = {"alpha": peakd.ALPHA, "beta": peakd.BETA}
+    own = {"alpha": peakd.ALPHA, "beta": peakd.BETA, "tau": peakd.TAU}
     if "alpha" not in spec.args and (trials := tuning(spec.profile, spec.task)):
-        own = best([run_once(trial, run, Store(), wait=True) for trial in trials])
+        own |= best([run_once(trial, run, Store(), wait=True) for trial in trials])
     return {name: spec.args.get(name, value) for name, value in own.items()}
 
 
@@ -212,14 +214,14 @@ def _folds(rows: int):
 
 def _fold_teacher(spec: Spec) -> dict:
     """Fine-tune a teacher on one half of train, as the task's teacher was on all of it; its weights are kept."""
-    from kdutils import bert, distil
+    from kdutils import bert, checkpoints, distil
 
     settings, data = common.settings_of(spec), common.load_data(spec)
     model = common.pretrained(settings, data, spec.seed)
     rows = data.train.take(_folds(len(data.train))[spec.args["fold"]])
     result = distil.train(model, rows, distil.fine_tuning(), settings, seed=spec.seed, epochs=settings.teacher_epochs,
                           lr=settings.teacher_lr, evaluate=distil.evaluator(data.task, data.evaluation))
-    bert.save(model, Store().model_path(spec))
+    checkpoints.save(model, Store().model_path(spec))
     return common.outcome(result, **bert.counts(model))
 
 
@@ -227,10 +229,10 @@ def _crossfit(spec: Spec, made):
     """Logits [n, classes] for train, each row's from a teacher that was not fine-tuned on it."""
     import torch
 
-    from kdutils import bert, teacher
+    from kdutils import checkpoints, teacher
 
     train, logits = made.data.train, torch.empty(len(made.data.train), made.task.outputs)
     for fold, other in enumerate(reversed(_folds(len(train)))):
         half = common.make(CHAPTER, spec.profile, spec.task, "fold-teacher", 0, {"fold": fold})
-        logits[other] = teacher.ask(bert.restore(common.weights(half)), train.take(other)).logits
+        logits[other] = teacher.ask(checkpoints.restore(common.weights(half)), train.take(other)).logits
     return logits

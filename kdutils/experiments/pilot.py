@@ -76,16 +76,16 @@ def run(spec: Spec) -> dict:
 def _finetune(spec: Spec) -> dict:
     """Fine-tune the bottom `layers` layers of the pre-trained encoder; the weights are kept for who builds on it. The
     hash recorded is the encoder's as it was published, before anything is cut from it."""
-    from kdutils import bert, distil
+    from kdutils import bert, checkpoints, distil
 
     settings, data = common.settings_of(spec), common.load_data(spec)
     whole = bert.load(settings.model, data.task.outputs, spec.seed)
-    weights = bert.weights_hash(whole.bert)
+    weights = checkpoints.hash_of(whole.bert)
     model = bert.keep_layers(bert.trim(whole, data.vocabulary), range(1, spec.args["layers"] + 1))
     result = distil.train(model, data.train, distil.fine_tuning(), settings, seed=spec.seed,
                           epochs=settings.teacher_epochs, lr=settings.teacher_lr,
                           evaluate=distil.evaluator(data.task, data.evaluation))
-    bert.save(model, Store().model_path(spec))
+    checkpoints.save(model, Store().model_path(spec))
     return common.outcome(result, **bert.counts(model), majority=common.majority(data), weights=weights)
 
 

@@ -199,13 +199,13 @@ def stages(spec: Spec) -> packing.Stages:
 
 def setting(spec: Spec, states: bool = False):
     """The workbench; that of `small-teacher` has chapter 01's teacher of so many layers."""
-    from kdutils import bert
+    from kdutils import checkpoints
 
     made = common.bench(spec, states)
     if spec.args["student"] != "small-teacher":
         return made
     path = common.weights(common.teacher_spec(spec.profile, spec.task, made.settings, layers=SMALL_TEACHER[0]))
-    return teachers.taught_by(made, bert.restore(path).to(made.device), states)[0]
+    return teachers.taught_by(made, checkpoints.restore(path).to(made.device), states)[0]
 
 
 def initial(spec: Spec, made):

@@ -22,9 +22,9 @@ SHORT = {"smoke": {"epochs": 1}}  # changes of settings, so that a chapter with 
 
 
 def _write(tensors: dict, path: Path) -> None:
-    from kdutils import bert
+    from kdutils import checkpoints
 
-    bert.write({name: value.contiguous().cpu() for name, value in tensors.items()}, path)
+    checkpoints.write({name: value.contiguous().cpu() for name, value in tensors.items()}, path)
 
 
 def timed(make: Callable) -> tuple:
@@ -55,7 +55,7 @@ def remembered(kind: str, about: str, make: Callable[[], dict]) -> tuple[dict, f
 
 def expressiveness(made):
     """P of the teacher's heads and neurons on held-out rows, which initialises the pruned student."""
-    from kdutils import bert, stark
+    from kdutils import checkpoints, stark
 
     held = made.data.held
 
@@ -63,7 +63,7 @@ def expressiveness(made):
         batches = held.batches(SCORE_BATCH, device=made.device)
         return dict(zip(("heads", "neurons"), stark.expressiveness(made.teacher, batches), strict=True))
 
-    found, _ = remembered("expressiveness", f"{bert.weights_hash(made.teacher)} {held.fingerprint()}", make)
+    found, _ = remembered("expressiveness", f"{checkpoints.hash_of(made.teacher)} {held.fingerprint()}", make)
     return found["heads"], found["neurons"]
 
 
@@ -84,13 +84,13 @@ def leave_logits(spec: Spec, made, student) -> None:
 def scores(spec: Spec, made) -> tuple:
     """`stark.Scores` of the dense teacher against the spec's trial student, on the rows of its protocol, and the
     seconds that scoring took, perhaps in an earlier run (see `remembered`)."""
-    from kdutils import bert, stark
+    from kdutils import checkpoints, stark
 
     def make():
         return vars(stark.score(made.teacher, *_scored_on(spec, made), made.settings.tau))
 
     rows = made.data.evaluation[SPLITS[spec.args.get("protocol", "clean")]]
-    about = f"{trial(spec).key} {bert.weights_hash(made.teacher)} {rows.fingerprint()}"
+    about = f"{trial(spec).key} {checkpoints.hash_of(made.teacher)} {rows.fingerprint()}"
     found, took = remembered("scores", about, make)
     return stark.Scores(**found), took
 
