@@ -163,24 +163,43 @@ def attention(query, key, value, mask, scale: float, p: float) -> torch.Tensor:
     if query.is_cuda:
         return F.scaled_dot_product_attention(query, key, value, mask, dropout_p=p, scale=scale)
     weights = torch.matmul(query * scale, key.transpose(-1, -2)).float()  # a bf16 softmax takes twice as long
-    weights = torch.softmax(weights if mask is None else weights + mask, -1).to(value.dtype)
+    weights = torch.softmax(weights if mask is None else weights.add_(mask), -1).to(value.dtype)
     return torch.matmul(dropout(weights, p) if p else weights, value)
 
 
 def layer_forward(layer, x: torch.Tensor, mask: torch.Tensor | None, rows: int | None = None) -> torch.Tensor:
     """One encoder layer on `x` [b, t, d]. With `rows`, only the first `rows` positions are computed (keys and values
-    still come from all of them). Every sub-module is called, so forward hooks work."""
+    still come from all of them, but see `_attend_first`). Forward hooks on all other sub-modules work."""
     block = layer.attention.self
     asked = x[:, :rows]
-    if block.num_attention_heads:
+    if not block.num_attention_heads:
+        context = asked[..., :0]
+    elif rows == 1 and not x.is_cuda and type(block.key) is nn.Linear:  # no part of a pack or of a wider network
+        context = _attend_first(block, x, mask)
+    else:
         q, k, v = (part(inp).unflatten(-1, (-1, block.attention_head_size)).transpose(1, 2)
                    for part, inp in ((block.query, asked), (block.key, x), (block.value, x)))
         p = block.dropout.p if block.training else 0.0
         context = attention(q, k, v, mask, block.scaling, p).transpose(1, 2).flatten(2)
-    else:
-        context = asked[..., :0]
     middle = layer.attention.output(context, asked)
     return layer.output(layer.intermediate(middle), middle)
+
+
+def _attend_first(block, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Self-attention of the first position [b, 1, heads * size] without a key or a value of any other: a head's scores
+    q (W_k x_j + b_k) are (q W_k) x_j + q b_k, and its context sum_j a_j (W_v x_j + b_v) is
+    W_v (sum_j a_j x_j) + b_v sum_j a_j."""
+    def split(y):
+        return y.unflatten(0, (-1, block.attention_head_size))
+
+    query = split(block.query(x[:, 0]).T).transpose(1, 2) * block.scaling  # [heads, b, size]
+    asks, shift = (torch.bmm(query, split(y)).transpose(0, 1) for y in (block.key.weight, block.key.bias[:, None]))
+    scores = torch.baddbmm(shift, asks, x.transpose(1, 2)).float()  # [b, heads, t]
+    weights = torch.softmax(scores if mask is None else scores.add_(mask[:, 0]), -1).to(x.dtype)
+    if block.training and block.dropout.p:
+        weights = dropout(weights, block.dropout.p)
+    seen = torch.bmm(torch.bmm(weights, x).transpose(0, 1), split(block.value.weight).transpose(1, 2)).transpose(0, 1)
+    return (seen + weights.sum(-1, keepdim=True) * split(block.value.bias)).flatten(1)[:, None]
 
 
 def padding_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:

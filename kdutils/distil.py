@@ -18,6 +18,9 @@ from . import bert, losses, tasks
 from .data import Encoded
 from .profiles import Settings
 from .teacher import Signals
+from .words import Words
+
+BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW everywhere
 
 
 class Objective(Protocol):
@@ -74,12 +77,13 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
           device: str | torch.device | None = None) -> Outcome:
     """Train `model` in place.
 
-    AdamW (fused; no decay on biases and LayerNorms) with linear warm-up over `settings.warmup` of the steps and linear
-    decay to zero, gradients clipped to the global norm `settings.clip`. In bf16 a half-precision copy computes and
-    float32 master weights are updated. `seed` fixes data order and dropout: a run is repeatable bit for bit on one
-    machine. `evaluate(model, last) -> {"dev": {...}, ...}` is called after each epoch where given; its first dev metric
-    decides `Outcome.best`, and training stops after `patience` epochs without a better one, where given. After every
-    step `after_step(step, model)` is called. Under `accelerate launch` each process takes its share of every batch.
+    AdamW (fused, on a CPU with `Words`; no decay on biases and LayerNorms) with linear warm-up over `settings.warmup`
+    of the steps and linear decay to zero, gradients clipped to the global norm `settings.clip`. In bf16 a half-
+    precision copy computes and float32 master weights are updated. `seed` fixes data order and dropout: a run is
+    repeatable bit for bit on one machine. `evaluate(model, last) -> {"dev": {...}, ...}` is called after each epoch
+    where given; its first dev metric decides `Outcome.best`, and training stops after `patience` epochs without a
+    better one, where given. After every step `after_step(step, model)` is called. Under `accelerate launch` each
+    process takes its share of every batch.
     ValueError: `drop_last`, and not one full batch.
     """
     from transformers import get_linear_schedule_with_warmup
@@ -96,9 +100,10 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     order = torch.Generator().manual_seed(seed)
     dtype = compute_dtype(settings.precision, device)
     worker = bert.cast(model, dtype)
-    words = _Words(model, worker) if device.type == "cpu" else None
+    words = Words(model, worker, settings.weight_decay, BETAS, EPS) if device.type == "cpu" and not state else None
     pairs = [(m, w) for m, w in zip(model.parameters(), worker.parameters(), strict=True) if m is not w]
-    optimiser = torch.optim.AdamW(decay_groups(model, settings.weight_decay), lr=lr, fused=True)
+    groups = decay_groups(model, settings.weight_decay, words.module.weight if words else None)
+    optimiser = torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, fused=True)
     per_epoch = len(data) // settings.batch_size if drop_last else -(-len(data) // settings.batch_size)
     total = max_steps or max(1, round(per_epoch * epochs))
     schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * total), total)
@@ -131,6 +136,8 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
             if after_step:
                 after_step(step, worker)
         outcome.losses = {k: float(v) / max(seen, 1) for k, v in sums.items()}
+        if words:
+            words.settle()  # whoever evaluates may read the table itself
         if evaluate and step < total:
             stale = 0 if judge(outcome, evaluate(worker, False), len(outcome.epochs) + 1) else stale + 1
             worker.train()
@@ -150,38 +157,9 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     return outcome
 
 
-class _Words:
-    """Word embeddings of a run on a CPU: in float32 whatever the precision, with gradients of the rows that a batch
-    touches. A dense gradient of the whole table costs a step on short rows more than the student's layers do."""
-
-    def __init__(self, model, worker):
-        self.module = worker.bert.embeddings.word_embeddings = model.bert.embeddings.word_embeddings
-        self.module.sparse = True
-        self.dense, self.rows = torch.zeros_like(self.module.weight), None
-
-    def gather(self) -> None:
-        """Put the batch's gradient into the dense one that the optimiser reads, zero everywhere else."""
-        sparse = self.module.weight.grad
-        if sparse is not None:
-            self.rows = sparse._indices()[0]
-            self.dense.index_add_(0, self.rows, sparse._values())
-            self.module.weight.grad = self.dense
-
-    def clear(self, everywhere: bool) -> None:
-        self.module.weight.grad = None
-        if everywhere:
-            self.dense.zero_()
-        elif self.rows is not None:
-            self.dense.index_fill_(0, self.rows, 0.0)
-
-    def release(self) -> None:
-        self.module.sparse, self.module.weight.grad = False, None
-
-
-def _update(model, pairs, words: _Words | None, optimiser, clip: float, state) -> None:
+def _update(model, pairs, words: Words | None, optimiser, clip: float, state) -> None:
     """Gradients to the masters, summed over processes and clipped; one optimiser step; weights back to the worker."""
-    if words:
-        words.gather()
+    table = words.gradient() if words else None
     live = [(m, w) for m, w in pairs if w.grad is not None]
     for master, worker in pairs:
         if worker.grad is None:
@@ -198,12 +176,14 @@ def _update(model, pairs, words: _Words | None, optimiser, clip: float, state) -
 
         for g in gradients:
             g.copy_(reduce(g, "mean"))
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients if table is None else [*gradients, table])
     if norm.is_cuda or norm > clip:  # on a CPU the comparison is free, and the pass over every gradient is not
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+        if table is not None:
+            table.mul_(clip / (norm + 1e-6))
     optimiser.step()
     if words:
-        words.clear(everywhere=bool(state))
+        words.update(optimiser.param_groups[0]["lr"])
     if pairs:
         with torch.no_grad():
             torch._foreach_copy_([w for _, w in pairs], [m for m, _ in pairs])
@@ -256,9 +236,9 @@ def thin(values: list[float], most: int = 50) -> list[list[float]]:
     return [[min((i + 1) * width, len(values)), round(sum(p) / len(p), 5)] for i, p in enumerate(parts)]
 
 
-def decay_groups(model, decay: float) -> list[dict]:
-    """AdamW's parameter groups: weight decay on everything but biases and LayerNorms."""
-    named = list(model.named_parameters())
+def decay_groups(model, decay: float, without: torch.Tensor | None = None) -> list[dict]:
+    """AdamW's parameter groups: weight decay on everything but biases and LayerNorms; nothing for `without`."""
+    named = [(n, p) for n, p in model.named_parameters() if p is not without]
     spared = [p for n, p in named if n.endswith("bias") or "LayerNorm" in n]
     ids = {id(p) for p in spared}
     return [{"params": [p for _, p in named if id(p) not in ids], "weight_decay": decay},

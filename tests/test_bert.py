@@ -203,9 +203,9 @@ def test_a_restored_student_still_shares(tmp_path):
 
 def test_two_writers_of_one_process_id_do_not_share_a_partial_file(tmp_path, monkeypatch):
     """Containers that share a disk number their processes alike."""
-    monkeypatch.setattr(bert.os, "getpid", lambda: 7)
-    partial, rename = [], bert.os.replace
-    monkeypatch.setattr(bert.os, "replace", lambda a, b: (partial.append(str(a)), rename(a, b)))
+    monkeypatch.setattr(checkpoints.os, "getpid", lambda: 7)
+    partial, rename = [], checkpoints.os.replace
+    monkeypatch.setattr(checkpoints.os, "replace", lambda a, b: (partial.append(str(a)), rename(a, b)))
     rows = data.load("synthetic", Settings(model="tiny", rows=20)).held
     for _ in range(2):
         checkpoints.save(model(), tmp_path / "model.safetensors")

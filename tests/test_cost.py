@@ -90,7 +90,7 @@ def test_the_paper_profile_runs_without_the_hub(capsys):
     assert table["chapter"].tolist() == [name for name in experiments.written() if name != "00_choices"]
     assert table["hours"].sum() == pytest.approx(sum(row["hours"] for row in rows))
     cost_page.paper_cost("04_peakd", measured)
-    assert capsys.readouterr().out.startswith("04_peakd at profile paper: 2,886 planned runs, about ")
+    assert capsys.readouterr().out.startswith("04_peakd at profile paper: 6,918 planned runs, about ")
     cost_page.paper_cost("04_peakd", [])
     assert "not measured yet" in capsys.readouterr().out
 

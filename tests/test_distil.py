@@ -1,6 +1,7 @@
 """The training loop: repeatable, clipped, scheduled, logged; and a golden curve that says when results change."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,8 +58,8 @@ def test_a_run_repeats_bit_for_bit(rows, told):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What the optimiser sees at each step: (rate, global norm of the gradients, parameter groups)."""
-    seen = []
+    """What is updated at each step: (rate, global norm of the gradients, words' included, parameter groups)."""
+    seen, plain = [], distil.Words.update
 
     class Spy(torch.optim.AdamW):
         def step(self, *args, **kwargs):
@@ -66,7 +67,14 @@ def steps(monkeypatch):
             seen.append((self.param_groups[0]["lr"], float(torch.cat(gradients).norm()), self.param_groups))
             return super().step(*args, **kwargs)
 
+    def update(self, lr):
+        rate, norm, groups = seen.pop()
+        assert rate == lr and len(self.values) > 1
+        seen.append((rate, math.hypot(norm, float(self.values.norm())), groups))
+        plain(self, lr)
+
     monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    monkeypatch.setattr(distil.Words, "update", update)
     return seen
 
 
@@ -92,7 +100,8 @@ def test_the_rate_warms_up_and_decays_linearly(rows, steps):
     names = {id(p): name for name, p in model.named_parameters()}
     spared = [names[id(p)] for p in groups[1]["params"]]
     assert groups[0]["weight_decay"] == 0.01 and groups[1]["weight_decay"] == 0
-    assert len(spared) + len(groups[0]["params"]) == len(names)
+    rest = {names[id(p)] for p in groups[0]["params"]}
+    assert {*names.values()} - {*spared} - rest == {"bert.embeddings.word_embeddings.weight"}  # which `Words` updates
     assert {"classifier.bias", "bert.embeddings.LayerNorm.weight"} <= set(spared)
     assert all(name.endswith("bias") or "LayerNorm" in name for name in spared)
 
