@@ -121,8 +121,10 @@ def failure(notebook):
 
 
 def warning(notebook):
-    """The first warning that a cell printed, in one line; None where none did."""
+    """The first warning of a cell whose output is compared (by nbval), in one line; None where there is none."""
     for number, cell in enumerate(notebook.cells):
+        if "nbval-ignore-output" in cell.metadata.get("tags", []):
+            continue
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr" and "Warning" in output.text:
                 return f"cell {number}: {next(line for line in output.text.splitlines() if 'Warning' in line)}"
