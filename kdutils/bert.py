@@ -169,7 +169,8 @@ def attention(query, key, value, mask, scale: float, p: float) -> torch.Tensor:
 
 def layer_forward(layer, x: torch.Tensor, mask: torch.Tensor | None, rows: int | None = None) -> torch.Tensor:
     """One encoder layer on `x` [b, t, d]. With `rows`, only the first `rows` positions are computed (keys and values
-    still come from all of them, but see `_attend_first`). Forward hooks on all other sub-modules work."""
+    still come from all of them, unless `_attend_first` does without). Hooks work on every sub-module but key and
+    value."""
     block = layer.attention.self
     asked = x[:, :rows]
     if not block.num_attention_heads:

@@ -20,7 +20,7 @@ from .profiles import Settings
 from .teacher import Signals
 from .words import Words
 
-BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW everywhere
+BETAS, EPS = (0.9, 0.999), 1e-8  # torch's own for AdamW, which packs take as well
 
 
 class Objective(Protocol):
@@ -83,7 +83,8 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     repeatable bit for bit on one machine. `evaluate(model, last) -> {"dev": {...}, ...}` is called after each epoch
     where given; its first dev metric decides `Outcome.best`, and training stops after `patience` epochs without a
     better one, where given. After every step `after_step(step, model)` is called. Under `accelerate launch` each
-    process takes its share of every batch.
+    process takes its share of every batch. On a CPU whoever reads the word table itself inside an epoch, rather than
+    asking the model, finds rows that wait for their steps.
     ValueError: `drop_last`, and not one full batch.
     """
     from transformers import get_linear_schedule_with_warmup

@@ -204,7 +204,7 @@ def test_amount_zero_is_the_dense_teacher_under_every_seed(smoke):
 @pytest.mark.parametrize("method", ["random_unstructured", "random_structured"])
 def test_sparsity_lowers_accuracy_and_confidence(smoke, method):
     dense = smoke("random_unstructured", 0, amount=0.0)
-    sparse = [smoke(method, seed, amount=0.7) for seed in (0, 1)]
+    sparse = [smoke(method, seed, amount=0.5) for seed in range(6)]
     for name in ("accuracy", "confidence"):
         assert np.mean([r["metrics"]["test"][name] for r in sparse]) < dense["metrics"]["test"][name] - 0.05
     bars = sparse[0]["extra"]["reliability"]
