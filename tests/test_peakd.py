@@ -350,6 +350,9 @@ def test_runs_report_what_they_cost(tmp_path, monkeypatch):
     assert extra["ptp_epoch"] == pea["extra"]["ptp_epoch"]
     assert (extra["alpha"], extra["beta"]) == (peakd.ALPHA, peakd.BETA)
     assert sum(pea["extra"]["label_counts"]) == 64 and "agreement" in control["metrics"]["dev"]
+    frozen = outcome("PTP-slow", ptp_lr=1e-12)  # the pre-training stands still, the KD after it does not
+    assert frozen["extra"]["ptp_loss"] > pea["extra"]["ptp_loss"] + 0.1
+    assert frozen["curve"][-1][1] < frozen["curve"][0][1]
     assert sum(outcome("PTP-crossfit")["extra"]["label_counts"]) == 64
     with pytest.raises(ValueError, match="method: got 'SPS-3'; allowed: PatientKD"):
         outcome("SPS-3")
