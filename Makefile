@@ -27,7 +27,7 @@ book: $(READY)
 
 test: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --nbval tests $(wildcard notebooks)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --nbval tests $(wildcard notebooks)
 
 html: $(READY)
 	$(BIN)/jupyter-book build --quiet $(STRICT) .
