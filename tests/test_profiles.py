@@ -33,7 +33,7 @@ def test_settings_of_a_profile():
             assert tasks.get(task).name == task
     assert profiles.settings("mini", "mrpc", lr=1.0).lr == 1.0
     assert set(profiles.task_names("mini")) == {"mrpc", "sst2", "stsb", "rotten", "rte"}
-    assert profiles.settings("mini", "sst2").rows == 8000 and profiles.settings("demo", "rotten").rows == 1500
+    assert profiles.settings("mini", "sst2").rows == 8000 and profiles.settings("demo", "rotten").rows == 1600
 
 
 def test_plans_differ_between_profiles_and_stay_within_their_budget():
