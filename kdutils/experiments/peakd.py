@@ -99,7 +99,8 @@ def _compared(profile: str, task: str) -> Iterator[Spec]:
     yield from runs(CONTROLS[1:])
     if profile != "paper":  # where it is every run's start
         yield from runs(ends[: 1 if light else None], init="bottom")
-    yield from runs(["PTP-slow"] if classes and profile != "demo" else (), ptp_lr=SLOW)
+    far = profiles.settings(profile, task).lr > 2 * SLOW
+    yield from runs(["PTP-slow"] if classes and far else (), ptp_lr=SLOW)
     for threshold in THRESHOLDS[:shown] if classes else ():
         yield from runs(["PTP-threshold"], threshold=threshold)
     for layers in ((1, 2, 6) if profile == "paper" else (1, 2, 3))[:shown]:
