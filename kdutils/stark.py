@@ -8,7 +8,6 @@ lowest; distil again, from the same student initialisation, with the sparse teac
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,15 +17,12 @@ import torch
 from torch import nn
 
 from . import bert, losses
+from .density import Peak, along_rank, ascending, first_peak
 
 EPSILON = 1e-7  # added to each layer's norm, as in the official code
 MATRICES = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
             "intermediate.dense", "output.dense")  # of a layer: W_Q, W_K, W_V, W_O, W_1, W_2
 READINGS = ("A", "B", "C", "D")
-GRID_POINTS = 512  # of a density curve, at least
-FINENESS = 8  # its points a bandwidth, at least: thousands of neurons have a bandwidth far below the scores' range
-REACH = 9  # bandwidths beyond which a kernel is left out: it adds less than 1e-17 of its height
-LOWEST_PEAK = 0.05  # of the highest one; what is below is ripple
 
 Student = nn.Module | Callable[[dict], torch.Tensor]
 
@@ -271,21 +267,6 @@ def sparsify_weights(teacher, scores: list[list[torch.Tensor]], sparsity: float)
 # ------------------------------------------------------------------------------------------------- automatic sparsity
 
 
-@dataclass(frozen=True)
-class Peak:
-    """The first peak of a density and the sparsity read off it.
-
-    `sparsity` (of heads) and `neuron_sparsity` are shares rounded to a hundredth; they differ in reading C only. `x`
-    and `density` [points] are the curve, `peak` the place on `x` where it first peaks.
-    """
-
-    sparsity: float
-    neuron_sparsity: float
-    x: np.ndarray
-    density: np.ndarray
-    peak: float
-
-
 def density_peak(scores: Scores | torch.Tensor | np.ndarray, reading: str = "A", bandwidth: float = 1.0) -> Peak:
     """The automatic sparsity: the share of units whose score is at most x1, the lowest local maximum (above 5 % of the
     highest) of a Gaussian kernel density of scores, with Scott's bandwidth times `bandwidth`.
@@ -306,65 +287,15 @@ def density_peak(scores: Scores | torch.Tensor | np.ndarray, reading: str = "A",
     if not isinstance(scores, Scores):
         if reading in "BC":
             raise ValueError(f"scores: got one sequence for reading {reading}; allowed: a Scores")
-        return _along_rank(_values(scores), bandwidth) if reading == "D" else _first_peak(_values(scores), bandwidth)
+        return along_rank(ascending(scores), bandwidth) if reading == "D" else first_peak(ascending(scores), bandwidth)
     heads, neurons = scores.knowledgeable()
-    heads = _values(heads)
+    heads = ascending(heads)
     if reading == "B":
         both = torch.stack([scores.head_expressiveness, scores.head_friendliness])
-        return _first_peak(_values(both), bandwidth, heads)
+        return first_peak(ascending(both), bandwidth, heads)
     if reading == "D":
-        return _along_rank(heads, bandwidth)
-    found = _first_peak(heads, bandwidth)
+        return along_rank(heads, bandwidth)
+    found = first_peak(heads, bandwidth)
     if reading == "A":
         return found
-    return Peak(found.sparsity, _first_peak(_values(neurons), bandwidth).sparsity, found.x, found.density, found.peak)
-
-
-def _values(scores) -> np.ndarray:
-    values = np.sort(torch.as_tensor(scores).detach().cpu().double().flatten().numpy())
-    if not np.isfinite(values).all():
-        raise ValueError(f"scores: got {(~np.isfinite(values)).sum()} NaN or infinite; allowed: finite numbers")
-    if len(values) < 2 or values[0] == values[-1]:
-        raise ValueError(f"scores: got {len(np.unique(values))} distinct value(s); allowed: two or more")
-    return values
-
-
-def _peaks(density: np.ndarray) -> int:
-    """Index of the lowest local maximum above `LOWEST_PEAK` of the highest; ends count only where nothing else does."""
-    from scipy.signal import find_peaks
-
-    found = find_peaks(density, height=LOWEST_PEAK * density.max())[0]
-    return int(found[0] if len(found) else density.argmax())
-
-
-def _first_peak(values: np.ndarray, bandwidth: float, sequence: np.ndarray | None = None) -> Peak:
-    width = bandwidth * len(values) ** -0.2 * values.std(ddof=1)
-    start, end = values[0] - 3 * width, values[-1] + 3 * width
-    x = np.linspace(start, end, max(GRID_POINTS, math.ceil((end - start) / width * FINENESS) + 1))
-    density = _density(values, width, x)
-    peak = float(x[_peaks(density)])
-    sequence = values if sequence is None else sequence
-    share = round(float(sequence.searchsorted(peak, "right") / len(sequence)), 2)
-    return Peak(share, share, x, density, peak)
-
-
-def _density(values: np.ndarray, width: float, x: np.ndarray) -> np.ndarray:
-    """The Gaussian kernel density of sorted `values` at ascending `x`, for each piece of `x` of the values near it."""
-    density = []
-    for piece in np.array_split(x, math.ceil(len(x) / 32)):
-        first, last = values.searchsorted([piece[0] - REACH * width, piece[-1] + REACH * width])
-        density.append(np.exp(-(((piece[:, None] - values[first:last]) / width) ** 2) / 2).sum(1))
-    return np.concatenate(density) / (len(values) * width * math.sqrt(2 * math.pi))
-
-
-def _along_rank(values: np.ndarray, bandwidth: float) -> Peak:
-    """Reading D. The smoothing's standard deviation is Scott's, for ranks: n^(-1/5) times that of 1..n."""
-    from scipy.ndimage import gaussian_filter1d
-
-    ranks = np.arange(1, len(values)) + 0.5  # between the neighbours
-    width = bandwidth * len(values) ** -0.2 * np.arange(len(values)).std()
-    smooth = gaussian_filter1d(np.diff(values), width, mode="nearest")
-    density = 1 / np.maximum(smooth, np.finfo(float).tiny)
-    at = _peaks(density)
-    share = round(float(ranks[at] / len(values)), 2)
-    return Peak(share, share, ranks, density, float(ranks[at]))
+    return Peak(found.sparsity, first_peak(ascending(neurons), bandwidth).sparsity, found.x, found.density, found.peak)
