@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from . import bert
+from . import bert, dropout
 
 
 def save(model, path: Path) -> None:
@@ -60,7 +60,7 @@ def restore(path: Path):
     for name, owner in json.loads(about["shared"]).items():
         (to, leaf), (of, its) = name.rsplit(".", 1), owner.rsplit(".", 1)
         setattr(modules[to], leaf, getattr(modules[of], its))
-    return bert.fast_dropout(model).eval()
+    return dropout.fast_dropout(model).eval()
 
 
 def _resize(named: dict, owner: str, shape: torch.Size) -> None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from kdutils import bert, data, distil, losses, profiles
+from kdutils import bert, data, distil, dropout, losses, profiles
 
 torch.set_num_threads(1)
 
@@ -20,7 +20,7 @@ def trained():
     rows = data.load("synthetic", settings).train
     model = bert.load("tiny", 2)
     for module in model.modules():
-        if isinstance(module, bert.Dropout):
+        if isinstance(module, dropout.Dropout):
             module.p = 0.0
     told = torch.randn(len(rows), 2, generator=torch.Generator().manual_seed(0))
     kd = distil.Plain(lambda batch, logits, _: losses.stark(logits, told[batch["index"]], batch["labels"]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdutils import baselines, bert, checkpoints, dynabert, losses, metakd, stark
+from kdutils import baselines, bert, checkpoints, dropout, dynabert, losses, metakd, stark
 from kdutils.data import Encoded
 from kdutils.experiments import common, stark_baselines
 from kdutils.experiments import stark as chapter
@@ -25,7 +25,7 @@ def model(outputs: int = 2, seed: int = 0, layers: int = LAYERS):
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(seed)
-    made = bert.fast_dropout(BertForSequenceClassification(bert.tiny_config(outputs, layers, vocabulary=60)))
+    made = dropout.fast_dropout(BertForSequenceClassification(bert.tiny_config(outputs, layers, vocabulary=60)))
     for name, p in made.named_parameters():
         if name.endswith("weight") and p.ndim == 2:
             torch.nn.init.normal_(p, std=0.2)

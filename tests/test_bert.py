@@ -13,7 +13,7 @@ from transformers import (
     RobertaModel,
 )
 
-from kdutils import bert, checkpoints, data, teacher
+from kdutils import bert, checkpoints, data, dropout, teacher
 from kdutils.experiments import stark_teachers
 from kdutils.profiles import Settings
 
@@ -232,7 +232,7 @@ def test_cast():
 def test_byte_dropout(size):
     torch.manual_seed(0)
     x = torch.randn(size).requires_grad_()
-    out = bert.dropout(x, 0.1)
+    out = dropout.dropout(x, 0.1)
     out.sum().backward()
     mask = x.grad  # the gradient of a sum of x * mask
     assert torch.equal(out, x * mask)
@@ -243,7 +243,7 @@ def test_byte_dropout(size):
 def test_the_rate_of_byte_dropout_and_the_mean():
     torch.manual_seed(0)
     n = 2**20
-    mask = bert.dropout(torch.ones(n), 0.1)
+    mask = dropout.dropout(torch.ones(n), 0.1)
     rate, sigma = 26 / 256, (26 / 256 * 230 / 256) ** 0.5
     for part in (mask, *(mask[i::8] for i in range(8))):  # eight bytes come from one draw: none may be biased
         zeros = float((part == 0).float().mean())
@@ -256,13 +256,13 @@ def test_the_rate_of_byte_dropout_and_the_mean():
 def test_byte_dropout_repeats_with_its_seed():
     def draw(seed):
         torch.manual_seed(seed)
-        return bert.dropout(torch.ones(1000), 0.3)
+        return dropout.dropout(torch.ones(1000), 0.3)
 
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
 
 
 def test_fast_dropout_replaces_every_dropout_and_rests_in_evaluation():
-    made = bert.fast_dropout(model())
+    made = dropout.fast_dropout(model())
     assert not [m for m in made.modules() if isinstance(m, torch.nn.Dropout)]
     assert torch.equal(logits(made), logits(model()))
     made.train()

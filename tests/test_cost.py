@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import loops, packs, paper, training, workload
-from kdutils import bert, cost_page, data, distil, experiments, losses, profiles
+from kdutils import bert, cost_page, data, distil, dropout, experiments, losses, profiles
 
 torch.set_num_threads(1)
 
@@ -20,7 +20,7 @@ def work():
     rows = data.load("synthetic", SETTINGS)
     whole = bert.load("tiny", 2)
     for module in whole.modules():
-        if isinstance(module, bert.Dropout):
+        if isinstance(module, dropout.Dropout):
             module.p = 0.0
     whole.config.hidden_dropout_prob = whole.config.attention_probs_dropout_prob = 0.0
     return workload.Workload(SETTINGS, rows, whole, bert.trim(copy.deepcopy(whole), rows.vocabulary))
@@ -87,7 +87,7 @@ def test_the_paper_profile_runs_without_the_hub(capsys):
         assert row["seconds"] > 0 and row["hours"] > 0 < row["peak GiB"] and 0 < row["runs"] <= row["planned"]
     measured = [record("paper", rows) | {"dtype": "float32"}]
     table = cost_page.paper(measured)
-    assert table["chapter"].tolist() == [name for name in experiments.written() if name != "00_choices"]
+    assert table["chapter"].tolist() == [name for name in experiments.CHAPTERS if name != "00_choices"]
     assert table["hours"].sum() == pytest.approx(sum(row["hours"] for row in rows))
     cost_page.paper_cost("04_peakd", measured)
     assert capsys.readouterr().out.startswith("04_peakd at profile paper: 6,918 planned runs, about ")
@@ -98,7 +98,7 @@ def test_the_paper_profile_runs_without_the_hub(capsys):
 def test_every_training_of_the_paper_profile_is_counted():
     """Each planned run goes through its rows as its settings say; a plan's total is the sum."""
     names = {(piece.chapter, name) for piece in paper.PIECES for name in (*piece.trainings, paper.PASS)}
-    for chapter in experiments.written():
+    for chapter in experiments.CHAPTERS:
         for spec in experiments.plan(chapter, "paper", "mrpc"):
             counted = paper.passes(spec)
             assert {(chapter, name) for name in counted} <= names

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from kdutils import bert, checkpoints, data, distil, losses, profiles, tasks, teacher
+from kdutils import bert, checkpoints, data, distil, dropout, losses, profiles, tasks, teacher
 from kdutils.experiments import common
 
 torch.set_num_threads(1)
@@ -38,7 +38,7 @@ def student(seed=0):
     config = bert.tiny_config(2, 4)
     config.initializer_range = 0.2
     torch.manual_seed(seed)
-    return bert.fast_dropout(BertForSequenceClassification(config))
+    return dropout.fast_dropout(BertForSequenceClassification(config))
 
 
 def trained(rows, objective=None, model=None, settings=SETTINGS, **options):
@@ -110,7 +110,7 @@ def test_a_step_is_the_one_worked_out_again(rows):
     """Two steps of AdamW, written down from its equations, for the head's bias (which has no decay)."""
     model, plain = student(), student()
     for module in (*model.modules(), *plain.modules()):
-        if isinstance(module, bert.Dropout):
+        if isinstance(module, dropout.Dropout):
             module.p = 0.0
     settings = replace(SETTINGS, warmup=0.0, clip=1e9)
     trained(rows, model=model, settings=settings, max_steps=2, lr=1e-3)

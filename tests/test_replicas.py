@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdutils import bert, data, distil, knowledge, losses, peakd, profiles, replicas, stacked
+from kdutils import bert, data, distil, dropout, knowledge, losses, peakd, profiles, replicas, stacked
 from kdutils.teacher import Signals, ask
 
 torch.set_num_threads(1)
@@ -16,11 +16,11 @@ DATA = data.load("synthetic", SETTINGS)
 ON, TASK = {"device": "cpu"}, distil.fine_tuning()
 
 
-def student(seed, dropout=0.0, layers=(1, 2)):
+def student(seed, rate=0.0, layers=(1, 2)):
     made = bert.keep_layers(bert.load("tiny", 2, seed), layers)
     for module in made.modules():
-        if isinstance(module, bert.Dropout):
-            module.p = dropout
+        if isinstance(module, dropout.Dropout):
+            module.p = rate
     return made
 
 
@@ -110,7 +110,7 @@ def test_bf16_keeps_float32_weights_and_follows_separate_runs():
 
 
 def test_every_replica_draws_dropout_of_its_own():
-    students = [student(1, dropout=0.3) for _ in range(3)]
+    students = [student(1, rate=0.3) for _ in range(3)]
     found = replicas.train_many(students, DATA.train, TASK, SETTINGS, seeds=[4, 4, 4], max_steps=5, **ON)
     assert len({str(outcome.curve) for outcome in found}) == 3
 
@@ -146,7 +146,7 @@ def test_a_diverged_student_does_not_spoil_the_others():
 
 
 def test_evaluation_of_a_pack_is_each_students_own():
-    students = [student(i, dropout=0.1) for i in range(2)]
+    students = [student(i, rate=0.1) for i in range(2)]
     sets = {"dev": DATA.dev, "test": DATA.test.take(range(50))}
     signals = {name: Signals(torch.randn(len(rows), 2)) for name, rows in sets.items()}
     alone = [distil.evaluator(DATA.task, sets, signals)(s) for s in students]
@@ -161,7 +161,7 @@ def test_evaluation_of_a_pack_is_each_students_own():
 
 
 def test_the_memory_that_is_planned_is_about_what_the_backward_pass_keeps():
-    one = student(0, dropout=0.1)
+    one = student(0, rate=0.1)
     rows, width = 16, 30
     ids = torch.ones(rows, width, dtype=torch.long)
     batch = {"input_ids": ids, "token_type_ids": ids * 0, "attention_mask": ids}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from kdutils import bert, checkpoints, experiments, losses, stark, tasks
+from kdutils import bert, checkpoints, dropout, experiments, losses, stark, tasks
 from kdutils.experiments import common
 from kdutils.experiments import stark as chapter
 from kdutils.experiments import stark_auto as auto
@@ -29,7 +29,7 @@ def model(outputs: int = 2, seed: int = 0):
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(seed)
-    made = bert.fast_dropout(BertForSequenceClassification(bert.tiny_config(outputs, LAYERS, vocabulary=60)))
+    made = dropout.fast_dropout(BertForSequenceClassification(bert.tiny_config(outputs, LAYERS, vocabulary=60)))
     for name, p in made.named_parameters():
         if name.endswith("weight") and p.ndim == 2:
             torch.nn.init.normal_(p, std=0.25)
