@@ -20,6 +20,7 @@ BROWSER ?= $(firstword $(shell which chromium chromium-browser google-chrome goo
 .PHONY: book test html pdf rerun bench lint clean setup
 
 book: $(READY)
+	$(BIN)/python -m kdutils.sweep all --profile $(PROFILE) --workers auto
 	$(BIN)/python -m kdutils.chapters run --profile $(PROFILE) --train --out $(COPY)/notebooks
 	mkdir -p $(COPY) && cp -Rp _config.yml _toc.yml book $(COPY)/
 	$(BIN)/jupyter-book build --quiet $(COPY)

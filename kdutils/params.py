@@ -82,7 +82,7 @@ def _planned(chapter: str, profile: str, task: str) -> None:
         names = profiles.task_names(profile)
     except ValueError as error:
         raise BadParameter(str(error)) from None
-    if chapter in experiments.written():
+    if chapter in experiments.CHAPTERS:
         names = list(dict.fromkeys(spec.task for spec in experiments.plan(chapter, profile)))
     if task not in ("all", *names):
         raise BadParameter(f"task: got {task!r} for profile {profile!r}; allowed: all, {', '.join(names)}")

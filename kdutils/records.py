@@ -156,14 +156,14 @@ def status(store: Store | None = None, profile: str | None = None):
     chapter plans them (`profile`, or every profile with a record of the chapter), missing."""
     import pandas
 
-    from kdutils.experiments import CHAPTERS, plan, written
+    from kdutils.experiments import CHAPTERS, plan
 
     store, rows = store or Store(), []
     for chapter in CHAPTERS:
         records = [r for r in store.records(chapter, recipe=None) if profile in (None, r["spec"]["profile"])]
         rows += [r["spec"] | {"n": r["recipe"] == RECIPE, "stale": r["recipe"] != RECIPE} for r in records]
         profiles = {profile} if profile else {r["spec"]["profile"] for r in records}
-        for name in sorted(profiles) if chapter in written() else ():
+        for name in sorted(profiles):
             rows += [asdict(spec) | {"missing": True} for spec in look_up(plan(chapter, name), store)[1]]
     groups, counts = ["chapter", "profile", "task", "method"], ["n", "stale", "missing"]
     table = pandas.DataFrame(rows, columns=groups + counts)

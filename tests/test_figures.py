@@ -186,7 +186,7 @@ LOOK_UP = """
 import sys, time
 from kdutils import experiments, figures, params, verdicts
 from kdutils.records import look_up
-found = [look_up(experiments.plan(chapter, "mini")) for chapter in experiments.written()]
+found = [look_up(experiments.plan(chapter, "mini")) for chapter in experiments.CHAPTERS]
 figures.show(figures.panels(2)[0], "Two empty panels, drawn for their time alone.")
 print("torch" in sys.modules, time.process_time() < 5)
 """

@@ -38,7 +38,7 @@ def test_settings_of_a_profile():
 
 def test_plans_differ_between_profiles_and_stay_within_their_budget():
     for profile in profiles.PROFILES:
-        for chapter in experiments.written():
+        for chapter in experiments.CHAPTERS:
             specs = experiments.plan(chapter, profile)
             assert len(set(specs)) == len(specs), (chapter, profile)
             assert {spec.profile for spec in specs} <= {profile}

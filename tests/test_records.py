@@ -464,7 +464,7 @@ def test_command_line(here, monkeypatch, capsys):
             return [a_spec(seed, task=task, profile=profile) for seed in range(3)] if task == "mrpc" else []
 
     monkeypatch.setitem(sys.modules, "kdutils.experiments.pilot", Pilot)
-    monkeypatch.setattr(experiments, "written", lambda: ["01_pilot"])
+    monkeypatch.setattr(experiments, "CHAPTERS", {"01_pilot": "pilot"})
     monkeypatch.setattr(records, "Store", lambda: here)
     here.put(a_spec(0), OUTCOME, 1.0)
     assert records.main(["status", "--profile", "mini"]) == 0
@@ -472,7 +472,7 @@ def test_command_line(here, monkeypatch, capsys):
     assert records.main(["publish", "--chapter", "01_pilot"]) == 0
     assert capsys.readouterr().out == "01_pilot: 1 runs\n"
     assert records.main(["publish", "--chapter", "1"]) == 2
-    assert capsys.readouterr().err.startswith("chapter: got 1; allowed: 00_choices")
+    assert capsys.readouterr().err.startswith("chapter: got 1; allowed: 01_pilot")
 
 
 def test_unknown_chapter_profile_and_task_are_refused():

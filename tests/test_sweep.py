@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdutils import pools, sweep
+from kdutils import pools, sweep, wanted
 from kdutils.records import Spec, Store
 from kdutils.sweep import run_sweep
 
@@ -153,8 +153,12 @@ def test_places(here, monkeypatch):
         return [place["OMP_NUM_THREADS"] for place in sweep.environments(*arguments, here)]
 
     assert threads(1, None, 1, None) == ["8"] and threads(3, None, 1, None) == ["2"] * 3
+    assert [sweep.workers_of(text, None) for text in ("3", "auto")] == [3, 8]
     assert threads(16, None, 1, None) == ["1"] * 16 and threads(2, None, 1, 5) == ["5"] * 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
+    assert sweep.workers_of("auto", None) == sweep.MOST
     monkeypatch.setattr(sweep, "gpus_here", lambda: ["0", "1"])
+    assert [sweep.workers_of("auto", gpus) for gpus in (None, ["0"], [])] == [1, 1, sweep.MOST]
     assert [p["CUDA_VISIBLE_DEVICES"] for p in sweep.environments(3, None, 1, 1, here)] == ["0", "1", "0"]
     assert [p["CUDA_VISIBLE_DEVICES"] for p in sweep.environments(1, None, 2, 1, here)] == ["0", "1"] * 2
 
@@ -199,10 +203,10 @@ def test_bad_arguments_stop_before_any_work(here, how, line):
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_shards_are_a_partition_that_no_order_changes(count):
     specs = [a_spec(seed) for seed in range(60)]
-    shards = [sweep.shard_of(specs, f"{i}/{count}") for i in range(count)]
+    shards = [wanted.shard_of(specs, f"{i}/{count}") for i in range(count)]
     assert sorted(spec.key for shard in shards for spec in shard) == sorted(spec.key for spec in specs)
     assert all(shards)
-    assert [set(sweep.shard_of(specs[::-1], f"{i}/{count}")) for i in range(count)] == [set(shard) for shard in shards]
+    assert [set(wanted.shard_of(specs[::-1], f"{i}/{count}")) for i in range(count)] == [set(shard) for shard in shards]
 
 
 def test_shards_leave_together_what_one_sweep_leaves(tmp_path):
@@ -260,9 +264,9 @@ def sizes(store, specs):
 def test_packs_are_cut_to_size_or_shared_out():
     specs = [packable(seed) for seed in range(7)]
     alone = ALONE[:1]
-    assert sweep.in_packs(specs + alone) == [[spec] for spec in specs + alone]
-    assert sweep.in_packs(specs + alone, 3) == [specs[:3], specs[3:6], specs[6:], alone]
-    assert sweep.in_packs(specs + alone, "auto", 2) == [specs[:4], specs[4:], alone]
+    assert wanted.in_packs(specs + alone) == [[spec] for spec in specs + alone]
+    assert wanted.in_packs(specs + alone, 3) == [specs[:3], specs[3:6], specs[6:], alone]
+    assert wanted.in_packs(specs + alone, "auto", 2) == [specs[:4], specs[4:], alone]
 
 
 def test_a_mixed_list_packs_what_can_be_packed(here, capsys):
@@ -326,7 +330,7 @@ def test_seconds_are_the_packs_share(here, monkeypatch):
 
 
 def test_the_dry_run_says_how_many_packs(here):
-    last = [sweep.dry_run(SEVERAL + ALONE, here, 2, pack).splitlines()[-1] for pack in (4, "auto", 1)]
+    last = [wanted.dry_run(SEVERAL + ALONE, here, 2, pack).splitlines()[-1] for pack in (4, "auto", 1)]
     assert last[0] == "packs: 2 of at most 4, for 6 of the runs"
     assert last[1] == "packs: 2 of at most 3, for 6 of the runs, or more where fewer fit"
     assert last[2].startswith("8 to run, 0 in the store")
@@ -389,19 +393,19 @@ def test_estimates_are_medians_of_the_most_similar_runs(here):
         record(here, a_spec(seconds), seconds)
     record(here, a_spec(1, method="STARK"), 7)
     record(here, a_spec(1, task="rotten"), 50)
-    wanted = [a_spec(0), a_spec(0, method="PTP"), a_spec(0, task="rotten", method="PTP"), a_spec(0, task="mrpc")]
+    asked = [a_spec(0), a_spec(0, method="PTP"), a_spec(0, task="rotten", method="PTP"), a_spec(0, task="mrpc")]
     group = ("chapter", "profile", "task", "method")
-    assert sweep.estimates(wanted, here) == [
+    assert wanted.estimates(asked, here) == [
         (200, group), (150, group[:3]), (50, group[:3]), (100, ("profile",)),
     ]  # fmt: skip
-    assert sweep.estimates([Spec("01_pilot", "mrpc", "KD", "mini", 0, {}, {})], here) == [(None, ())]
+    assert wanted.estimates([Spec("01_pilot", "mrpc", "KD", "mini", 0, {}, {})], here) == [(None, ())]
 
 
 def test_dry_run_prints_a_table_and_the_hours(here):
     for seed in range(2):
         record(here, a_spec(seed), 1800)
     specs = [a_spec(seed) for seed in range(6)] + [Spec("02_stark", "mrpc", "STARK", "mini", 0, {}, {})]
-    lines = sweep.dry_run(specs, here, slots=2).splitlines()
+    lines = wanted.dry_run(specs, here, slots=2).splitlines()
     assert lines[0].split() == [*"chapter profile task method to run in store hours timed as same".split()]
     assert lines[1].split(maxsplit=7) == ["01_pilot", "smoke", "synthetic", "KD", "4", "2", "2.00",
                                           "chapter, profile, task, method"]  # fmt: skip
@@ -409,7 +413,7 @@ def test_dry_run_prints_a_table_and_the_hours(here):
     assert lines[3] == (
         "5 to run, 2 in the store; about 1.00 hours with 2 at a time, and 1 runs with no similar record to time them by"
     )
-    assert sweep.dry_run([], here) == "nothing planned"
+    assert wanted.dry_run([], here) == "nothing planned"
 
 
 @pytest.fixture
@@ -486,6 +490,8 @@ def test_command_line_runs_reports_and_goes_on(command, tmp_path):
     (["01_pilot", "--shard", "2"], "shard: got '2'; allowed: i/n"),
     (["01_pilot", "--limit", "0"], "limit: got 0"),
     (["01_pilot", "--workers", "0"], "workers: got 0"),
+    (["01_pilot", "--workers", "many"], "workers: got 'many'; allowed: integers from 1, or auto"),
+    (["all", "01_pilot"], "chapter: got 'all'; allowed: 00_choices"),
     (["01_pilot", "--gpus", "98,99", "--dry-run"], "gpus: got 98, 99; allowed: "),
     (["01_pilot", "--pack", "0"], "pack: got 0; allowed: integers from 1, or auto"),
     (["01_pilot", "--pack", "few", "--dry-run"], "pack: got 'few'; allowed: integers from 1, or auto"),
@@ -504,8 +510,9 @@ def test_selection(in_process, tmp_path):
     (tmp_path / "list").write_text("".join(json.dumps(asdict(spec)) + "\n" for spec in planned[1:]))
 
     def chosen(*arguments):
-        return sweep.chosen(sweep._parser().parse_args(["--profile", "smoke", *arguments]))
+        return wanted.chosen(sweep._parser().parse_args(["--profile", "smoke", *arguments]))
 
+    assert set(planned) < set(chosen("all"))
     assert chosen("01_pilot") == planned and chosen("--list", "list") == planned[1:]
     assert chosen("01_pilot", "--list", "list", "--task", "synthetic") == [*planned[1:], planned[0]]
     assert chosen("01_pilot", "--seeds", "0,2-3", "--method", "KD") == [planned[0], *planned[2:]]

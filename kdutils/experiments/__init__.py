@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 
@@ -31,11 +30,6 @@ def _module(chapter: str) -> ModuleType:
     if chapter not in CHAPTERS:
         raise ValueError(f"chapter: got {chapter!r}; allowed: {', '.join(CHAPTERS)}")
     return importlib.import_module(f"{__name__}.{CHAPTERS[chapter]}")
-
-
-def written() -> list[str]:
-    """The chapters whose experiments can be planned and run."""
-    return [chapter for chapter, name in CHAPTERS.items() if importlib.util.find_spec(f"{__name__}.{name}")]
 
 
 def plan(chapter: str, profile: str, task: str | None = None) -> list[Spec]:
