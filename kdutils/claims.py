@@ -45,8 +45,8 @@ def load(path: Path | None = None) -> dict[str, Any]:
             tasks.get(task)
         if claim["kind"] not in KINDS:
             raise ValueError(f"{claim['id']}: kind: got {claim['kind']!r}; allowed: {', '.join(KINDS)}")
-        for side in "ab":
-            claim[side] = {"chapter": claim["chapter"]} | claim[side]
+        for sides in (claim, *claim.get("at", {}).values()):
+            sides |= {side: {"chapter": claim["chapter"]} | sides[side] for side in "ab"}
         if claim.get("paper_effect"):
             evaluate(claim["paper_effect"], data)
     return data

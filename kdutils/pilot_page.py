@@ -163,7 +163,7 @@ def _pair(data: pd.DataFrame, x: str, label: str):
             figures.curve(axis, known.assign(**{x: known[x].astype(float)}), x, name, "task")
         else:
             figures.nothing([axis])
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
         axis.set(xlabel=label, ylabel=f"{NAMES[name]}, points")
     if axes[1].get_legend():
         axes[1].get_legend().remove()

@@ -44,7 +44,7 @@ def verdict(estimate: Estimate, null: float = 0.0) -> str:
 def results(profile: str, store: Store | None = None) -> pd.DataFrame:
     """The records of all that the chapters plan at `profile`, as `records.frame` gives them (runs that an earlier plan
     made are left out); without any, an empty frame with its first columns."""
-    specs = [spec for chapter in experiments.written() for spec in experiments.plan(chapter, profile)]
+    specs = [spec for chapter in experiments.CHAPTERS for spec in experiments.plan(chapter, profile)]
     found, _ = look_up(specs, store)
     return frame(found) if found else pd.DataFrame(columns=["chapter", "task", "method", "seed", "seconds", "device"])
 
@@ -160,6 +160,7 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
 
     Pooled are the planned tasks that can decide and have five seeds: each seed's differences are averaged over them.
     """
+    claim = claim | claim.get("at", {}).get(profile, {})  # a profile may have other models to compare
     null = -claim.get("margin", 0.0)
     known = profiles.task_names(profile)
     planned = [task for task in claim["tasks"] if task in known] or known

@@ -70,6 +70,12 @@ def test_only_seeds_that_both_sides_have_are_paired():
     assert judged(data)["mrpc"]["n"] == 3
 
 
+def test_a_profile_with_other_models_compares_those():
+    other = {"at": {"paper": {"a": {"method": "B"}, "b": {"method": "A"}}}}
+    effects = [judged(pair("mrpc", [1.0] * 5), profile=p, **other)["pooled"]["effect"] for p in ("mini", "paper")]
+    assert effects == pytest.approx([1.0, -1.0])
+
+
 def test_seeds_beyond_the_plan_are_not_used():
     d = [1.0, -1.0, 1.0, -1.0, 0.0] + [50.0] * 5
     row = judged(pair("mrpc", d), seeds=5)["mrpc"]
