@@ -262,17 +262,21 @@ def differences(estimates: dict[str, dict], label: str, height: float):
 
 
 def nothing(axes: Iterable, why: str = "no runs yet") -> None:
-    """Say on axes why they are empty."""
+    """Say on axes why they are empty. A figure with nothing else becomes a line of its own."""
+    axes = list(axes)
     for ax in axes:
         ax.text(0.5, 0.5, why, ha="center", va="center", transform=ax.transAxes)
         ax.set(xticks=[], yticks=[])
+    if axes and axes == axes[0].figure.axes:
+        axes[0].figure.set_figheight(0.8)
+        for ax in axes:
+            ax.set_axis_off()
 
 
 def placeholder(why: str = "no runs yet"):
     """A figure that says why it is empty."""
-    fig, axes = panels(height=0.8)
+    fig, axes = panels()
     nothing(axes, why)
-    sns.despine(fig, left=True, bottom=True)
     return fig
 
 

@@ -209,3 +209,14 @@ def test_lines_of_one_panel_differ_in_more_than_colour():
     looks = {(line.get_linestyle(), str(line.get_marker())) for line in drawn}
     assert len(drawn) == len(looks) == 2
     figures.plt.close(fig)
+
+
+def test_a_figure_without_runs_is_a_line_and_one_with_some_is_not():
+    fig, axes = figures.panels(2)
+    figures.nothing(axes[:1])
+    assert fig.get_figheight() == pytest.approx(2.9) and axes[1].axison
+    figures.nothing(axes[1:])
+    for empty in (figures.placeholder(), fig):
+        figures.nothing(empty.axes)
+        assert empty.get_figheight() == 0.8 and not any(ax.axison for ax in empty.axes)
+        figures.plt.close(empty)
