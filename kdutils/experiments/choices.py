@@ -11,7 +11,7 @@ from kdutils.records import Spec, Store
 
 SEED = 100  # no comparison of the book uses it
 LAYERS = ((1, 3, 6), (2, 4, 6), (1, 2, 3))
-RATES = (5e-5, 1e-4, 2e-4)
+RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 
 
 def plan(profile: str, task: str) -> list[Spec]:
