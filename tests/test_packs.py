@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdutils import bert, distil, experiments, pools, stacked
+from kdutils import bert, distil, dropout, experiments, pools, stacked
 from kdutils.experiments import ksm, packing, peakd, probes, stark
 from kdutils.records import Store
 
@@ -35,7 +35,8 @@ GROUPS = {
 @pytest.fixture
 def small(monkeypatch):
     """Makes specs small and training independent of dropout, whose masks depend on the pack."""
-    monkeypatch.setattr(bert, "dropout", lambda x, p: x)
+    for place in (bert, dropout):
+        monkeypatch.setattr(place, "dropout", lambda x, p: x)
     return lambda specs, **more: [replace(spec, settings=spec.settings | FEW | more) for spec in specs]
 
 

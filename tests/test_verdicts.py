@@ -376,7 +376,7 @@ def test_a_page_table_links_to_the_chapter_and_an_empty_one_says_so(capsys):
 
 def test_what_is_missing_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
-    monkeypatch.setattr(experiments, "written", lambda: ["01_pilot"])
+    monkeypatch.setattr(experiments, "CHAPTERS", {"01_pilot": "pilot"})
     specs = [records.Spec("01_pilot", "synthetic", "finetune", "smoke", seed, {"layers": 1}, {}) for seed in (0, 1)]
     monkeypatch.setattr(experiments, "plan", lambda chapter, profile, task: specs)
     (row,) = verdict_page.missing("smoke").to_dict("records")
@@ -412,7 +412,7 @@ def test_the_summary_is_made_from_published_records_of_planned_runs_only(tmp_pat
         return records.Spec("02_stark", "mrpc", method, "mini", seed, {"student": "dropped"}, {})
 
     plan = [spec(method, seed) for method in ("KD", "FT") for seed in range(5)]
-    monkeypatch.setattr(experiments, "written", lambda: ["02_stark"])
+    monkeypatch.setattr(experiments, "CHAPTERS", {"02_stark": "stark"})
     monkeypatch.setattr(experiments, "plan", lambda chapter, profile: plan)
     before = verdicts.summary("mini")
     monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
