@@ -135,7 +135,7 @@ def students(data: pd.DataFrame, profile: str) -> pd.DataFrame:
 
 
 def choices(profile: str) -> pd.DataFrame:
-    """The runs that chose layers and rate: score on held-out rows, and which one was taken."""
+    """The trials of layers, rate and epochs: score on held-out rows, and which settings every other run has."""
     rows = []
     for record in Store().records("00_choices"):
         spec = record["spec"]
@@ -143,12 +143,13 @@ def choices(profile: str) -> pd.DataFrame:
             metric, held = tasks.get(spec["task"]).verdict_metric, record["metrics"]["held"]
             settings = spec["settings"]
             taken = profiles.settings(profile, spec["task"])
-            same = (tuple(settings["layers"]), settings["lr"]) == (taken.layers, taken.lr)
+            mine = tuple(settings["layers"]), settings["lr"], settings["epochs"]
             rows.append({"task": spec["task"], "layers": ", ".join(map(str, settings["layers"])),
-                         "rate": f"{settings['lr']:.0e}".replace("e-0", "e-"), "held": 100 * held[metric],
-                         "metric": metric, "taken": "yes" if same else ""})
-    table = pd.DataFrame(rows, columns=["task", "layers", "rate", "metric", "held", "taken"])
-    return table.sort_values(["task", "layers", "rate"]).reset_index(drop=True)
+                         "rate": f"{settings['lr']:.0e}".replace("e-0", "e-"), "epochs": settings["epochs"],
+                         "held": 100 * held[metric], "metric": metric,
+                         "taken": "yes" if mine == (taken.layers, taken.lr, taken.epochs) else ""})
+    table = pd.DataFrame(rows, columns=["task", "layers", "rate", "epochs", "metric", "held", "taken"])
+    return table.sort_values(["task", "layers", "rate", "epochs"]).reset_index(drop=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures

@@ -65,7 +65,7 @@ def test_a_setting_left_at_its_default_is_not_in_a_key():
 
 @pytest.mark.parametrize("task", profiles.task_names("mini"))
 def test_mini_uses_what_was_chosen(task):
-    specs = experiments.plan("00_choices", "mini", task)
+    specs = choices.plan_choice("mini", task)
     records, missing = look_up(specs)
     if missing:
         pytest.skip(f"{len(missing)} of {len(specs)} runs of the choice are not published")
