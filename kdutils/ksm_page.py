@@ -12,10 +12,12 @@ from kdutils.experiments import ksm
 from kdutils.probes_page import TYPES
 from kdutils.tables import by_seed, pooled, said, task_names, text, versus
 
-VARIED = ("layers", "multi_phase", "exploration", "reward", "phase", "threshold", "source", "copies", "draw")
+VARIED = ("layers", "multi_phase", "exploration", "proportion", "reward", "phase", "threshold", "source", "copies",
+          "draw")
 METHODS = ("finetune", "vanilla-KD", "PKD", "Dynamic-KD", "Random-Hard", "Random-Soft", "constant", "tuned-constant",
            "KSM-hard", "KSM-soft")
-ABLATIONS = {"without the exploration reward": {"exploration": False}, "without phases": {"multi_phase": False},
+ABLATIONS = {"without the exploration reward": {"exploration": False},
+             "exploration as large as in the paper": {"proportion": True}, "without phases": {"multi_phase": False},
              "rewarded by accuracy": {"reward": "accuracy"}, "rewarded by F1": {"reward": "f1"},
              "phases of 64 steps": {"phase": 64}, "phases of 128 steps": {"phase": 128}}
 

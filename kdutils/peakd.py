@@ -120,14 +120,14 @@ def ptp_labels(logits: torch.Tensor, labels: torch.Tensor, threshold: float, var
     return {"ptp": 2 * wrong + unsure, "ptp-1": wrong, "ptp-2": unsure}[variant]
 
 
-def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int,
-             keep: int | None = None) -> distil.Outcome:
+def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int, keep: int | None = None,
+             epochs: int = EPOCHS, patience: int = PATIENCE) -> distil.Outcome:
     """Train `student` in place, before KD, to predict `rows.labels` (0..classes-1) by cross-entropy through a new head.
     That head is thrown away and the student's put back as it was; encoder, embeddings and pooler are carried over.
 
-    A tenth of the rows is held out of it: the weights of the epoch with the lowest cross-entropy there are kept, and an
-    epoch without a gain ends it, as `EPOCHS` do. With `keep` it ends and keeps as if that epoch had been the best: what
-    a control needs to be trained exactly as another run was.
+    A tenth of the rows is held out of it: the weights of the epoch with the lowest cross-entropy there are kept, and
+    `patience` epochs in a row without a gain end it, as `epochs` do. With `keep` it ends and keeps as if that epoch had
+    been the best: what a control needs to be trained exactly as another run was.
     """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     inner, used = order.split([round(INNER * len(rows)), len(rows) - round(INNER * len(rows))])
@@ -146,8 +146,8 @@ def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int
             best.update(gain=gain, weights={k: v.detach().clone() for k, v in student.named_parameters()})
         return {"dev": {"gain": gain}}
 
-    outcome = distil.train(student, rows.take(used), distil.fine_tuning(), settings, seed=seed, epochs=EPOCHS,
-                           evaluate=judge, patience=PATIENCE)
+    outcome = distil.train(student, rows.take(used), distil.fine_tuning(), settings, seed=seed, epochs=epochs,
+                           evaluate=judge, patience=patience)
     with torch.no_grad():
         for name, value in student.named_parameters():
             value.copy_(best["weights"][name])

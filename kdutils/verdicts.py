@@ -122,7 +122,8 @@ def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | Non
     metric, protocol = tasks.get(task).verdict_metric, claim.get("protocol", "clean")
     found = [side(data[data["task"] == task], claim[name], metric, protocol) for name in "ab"]
     measure = claim.get("measure", metric)
-    measure = tasks.get(task).metrics[0] if measure == PAPER else measure
+    if measure == PAPER:
+        measure = claim.get("papers_metric", tasks.get(task).metrics[0])
     column = reported(pd.concat(found), measure, protocol)  # one for both sides: test less dev is neither
     a, b = (by_seed(part, claim[name].get("value", column)) for name, part in zip("ab", found, strict=True))
     if claim["kind"] == "wider":

@@ -48,6 +48,21 @@ def test_phase_rewards_of_a_three_step_episode():
     assert learning.report()["quality"] - learning.report()["start"] == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("proportion, divided_by", [(False, 1.0), (True, 0.05 / 2**0.5)])
+def test_the_one_reward_of_a_step_by_hand(proportion, divided_by):
+    """r^p / k is standardised; r^e, 0.4, is added as it is or, in the paper's proportion, divided alike."""
+    agent, _ = three_steps(proportion=proportion)
+    step = agents.Step(*some_states(count=1)[0], torch.ones(4), explored=0.4, shared=0.15)
+    assert agent.combined(step) == pytest.approx((0.15 - 0.125) / (0.05 / 2**0.5) + 0.4 / divided_by)
+
+
+def test_no_reward_from_f1_where_there_are_more_than_two_classes():
+    assert any(spec.args.get("reward") == "f1" for spec in runs.plan("paper", "qnli"))
+    found = runs.plan("paper", "mnli")
+    assert any(spec.args.get("reward") == "accuracy" for spec in found)
+    assert not any(spec.args.get("reward") == "f1" for spec in found)
+
+
 @pytest.mark.parametrize("phase", [1, 32, 128])
 def test_the_rewards_of_steps_have_unit_deviation_however_long_a_phase_is(phase, monkeypatch):
     """What the critic learns from: were r^p / k divided by the deviation of r^p, it would be 1 / k."""
@@ -484,7 +499,7 @@ def test_the_headline_comparison_comes_first_and_gets_ten_seeds():
 
 def test_variants_never_share_a_methods_name_with_the_runs_that_claims_compare():
     """A claim names a method and a few arguments; two runs of one seed would make it ambiguous."""
-    named = ("multi_phase", "exploration", "reward", "phase")
+    named = ("multi_phase", "exploration", "proportion", "reward", "phase")
     seen = [(s.method, s.seed, *(s.args.get(n) for n in named)) for s in runs.plan("mini", "mrpc")]
     assert {s[0] for s in seen if seen.count(s) > 1} == {"KSM-threshold", "transfer", "tune-constant"}
 
@@ -518,6 +533,7 @@ def test_choices_of_a_run_are_those_of_its_arguments():
     assert of("KSM-threshold", threshold=0.3) == Choices(episodes=3, hard=True, threshold=0.3)
     assert of("KSM-literal") == Choices(episodes=3, literal=True)
     assert of("KSM-unpenalised") == Choices(episodes=3, calm=0.0)
+    assert of("KSM-soft", proportion=True) == Choices(episodes=3, proportion=True)
 
 
 @pytest.mark.parametrize("source, expected", [("seed", ("mrpc", 1)), ("task", ("sst2", 0)), ("depth", ("mrpc", 0))])

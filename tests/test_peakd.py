@@ -353,6 +353,8 @@ def test_runs_report_what_they_cost(tmp_path, monkeypatch):
     frozen = outcome("PTP-slow", ptp_lr=1e-12)  # the pre-training stands still, the KD after it does not
     assert frozen["extra"]["ptp_loss"] > pea["extra"]["ptp_loss"] + 0.1
     assert frozen["curve"][-1][1] < frozen["curve"][0][1]
+    long = outcome("PTP-long", ptp_epochs=6, ptp_patience=6)["extra"]  # goes on where Pea-KD's own stops
+    assert long["ptp_steps"] > pea["extra"]["ptp_steps"] and long["ptp_loss"] <= pea["extra"]["ptp_loss"] + 0.05
     assert sum(outcome("PTP-crossfit")["extra"]["label_counts"]) == 64
     with pytest.raises(ValueError, match="method: got 'SPS-3'; allowed: PatientKD"):
         outcome("SPS-3")

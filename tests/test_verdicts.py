@@ -131,6 +131,9 @@ def test_the_effect_is_also_given_in_the_papers_metric():
     data.loc[data["task"] == "mrpc", "test_f1"] = 0.8 + 0.25 * data["test_matthews"]
     pooled = judged(data, tasks=["mrpc", "sst2"])["pooled"]
     assert (pooled["effect"], pooled["papers_metric"]) == (pytest.approx(4.5), pytest.approx((2.0 + 1.0) / 2))
+    data.loc[data["task"] == "mrpc", "test_accuracy"] = 0.7 + 0.5 * data["test_matthews"]  # what KSM's paper averages
+    pooled = judged(data, tasks=["mrpc", "sst2"], papers_metric="accuracy")["pooled"]
+    assert pooled["papers_metric"] == pytest.approx((4.0 + 1.0) / 2)
 
 
 def test_tasks_without_a_seed_in_common_are_undecided():

@@ -21,8 +21,8 @@ COPIES = {"smoke": 1, "demo": 1, "mini": 2}  # changed copies of each row; elsew
 SOURCES = {"mrpc": "sst2", "sst2": "mrpc", "rotten": "sst2", "rte": "mrpc"}  # whose selector a task tries
 HEADLINE = ("vanilla-KD", "Random-Soft", "KSM-soft", "constant")
 OTHERS = ("KSM-hard", "Random-Hard", "PKD", "Dynamic-KD")
-ABLATIONS = ({"exploration": False}, {"reward": "accuracy"}, {"reward": "f1"}, {"phase": 64}, {"phase": 128},
-             {"multi_phase": False})
+ABLATIONS = ({"exploration": False}, {"proportion": True}, {"reward": "accuracy"}, {"reward": "f1"}, {"phase": 64},
+             {"phase": 128}, {"multi_phase": False})
 # Hard with another threshold; soft, by the paper's own updates; soft, without the penalty on the actor's logits.
 VARIANTS = ("KSM-threshold", "KSM-literal", "KSM-unpenalised")
 KSM = ("KSM-soft", "KSM-hard", *VARIANTS)
@@ -57,7 +57,8 @@ def plan(profile: str, task: str) -> list[Spec]:
     if profile == "demo":
         return main
     main += tuning(profile, task) + specs("tuned-constant") + by_seed(HEADLINE, more)
-    ablations = [spec for change in ABLATIONS[-2 if small else 0 :] for spec in specs("KSM-soft", **change)]
+    varied = [change for change in ABLATIONS if change != {"reward": "f1"} or len(tasks.get(task).labels) == 2]
+    ablations = [spec for change in varied[-2 if small else 0 :] for spec in specs("KSM-soft", **change)]
     ablations += [spec for value in THRESHOLDS[1 if small else 0 :] for spec in specs("KSM-threshold", threshold=value)]
     ablations += specs("KSM-literal") + specs("KSM-unpenalised")
     other = probes.other_depth(profile, task)
@@ -158,7 +159,7 @@ def choices(spec: Spec):
     from kdutils.agents import Choices
 
     method = probes.base(spec)
-    names = ("episodes", "phase", "multi_phase", "exploration", "reward")
+    names = ("episodes", "phase", "multi_phase", "exploration", "proportion", "reward")
     args = {"calm": 0.0} if method == "KSM-unpenalised" else {}
     return Choices(hard=method in ("KSM-hard", "KSM-threshold"), literal=method == "KSM-literal", **args,
                    threshold=spec.args.get("threshold", THRESHOLD),

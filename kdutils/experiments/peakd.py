@@ -2,7 +2,8 @@
 
 Every run starts from the pre-trained layers `settings.layers`, stacks and pre-trains them as its method says, and then
 goes through the same KD. `args` name what differs from the chapter's main comparison: `layers`, the independent ones,
-`init` ("bottom": the paper's first layers), `threshold` and `ptp_lr`, PTP's own rate where it is not KD's. A grid's
+`init` ("bottom": the paper's first layers), `threshold`, `ptp_lr`, PTP's own rate where it is not KD's, and
+`ptp_epochs` and `ptp_patience`, when it ends. A grid's
 trials name `alpha`, `beta` and, in the paper's grid, `tau`, `batch_size`, `lr` and `epochs`; the last three are no
 settings here because the teacher would then change with them.
 """
@@ -20,9 +21,10 @@ from kdutils.spec import to_json
 
 CHAPTER = "04_peakd"
 SPS = ("PatientKD", "SPS-1", "SPS-2")
-PTP = {"Pea-KD": "ptp", "PTP-1": "ptp-1", "PTP-2": "ptp-2", "PTP-slow": "ptp", "PTP-threshold": "ptp",
-       "PTP-crossfit": "ptp"}  # what comes before KD, on SPS-2
+PTP = {"Pea-KD": "ptp", "PTP-1": "ptp-1", "PTP-2": "ptp-2", "PTP-slow": "ptp", "PTP-long": "ptp",
+       "PTP-threshold": "ptp", "PTP-crossfit": "ptp"}  # what comes before KD, on SPS-2
 SLOW = 2e-5  # the rate at which the released code pre-trains
+LONG = {"ptp_epochs": 10, "ptp_patience": 3}  # PTP to convergence also where one epoch's loss is noisy
 CONTROLS = ("extra-finetune", "stacked-unshared", "SPS-both-swapped")
 THRESHOLD, THRESHOLDS = 0.9, (0.6, 0.7, 0.8, 0.95)
 GRID = [{"alpha": alpha, "beta": beta} for alpha in (0.1, 0.7) for beta in (0.0, 100.0, 500.0)]
@@ -101,6 +103,7 @@ def _compared(profile: str, task: str) -> Iterator[Spec]:
         yield from runs(ends[: 1 if light else None], init="bottom")
     far = profiles.settings(profile, task).lr > 2 * SLOW
     yield from runs(["PTP-slow"] if classes and far else (), ptp_lr=SLOW)
+    yield from runs(["PTP-long"] if classes and shown != 0 else (), **LONG)
     for threshold in THRESHOLDS[:shown] if classes else ():
         yield from runs(["PTP-threshold"], threshold=threshold)
     for layers in ((1, 2, 6) if profile == "paper" else (1, 2, 3))[:shown]:
@@ -196,7 +199,8 @@ def _pretrained(spec: Spec, made, student) -> dict:
     labels = peakd.ptp_labels(logits, train.labels, spec.args.get("threshold", THRESHOLD), variant)
     classes = peakd.VARIANTS[variant]
     settings = replace(settings, lr=spec.args.get("ptp_lr", settings.lr))
-    took = peakd.pretrain(student, train.with_labels(labels), classes, settings, spec.seed)
+    ends = {name: spec.args[f"ptp_{name}"] for name in ("epochs", "patience") if f"ptp_{name}" in spec.args}
+    took = peakd.pretrain(student, train.with_labels(labels), classes, settings, spec.seed, **ends)
     return {"label_counts": labels.bincount(minlength=classes).tolist(), "ptp_steps": took.steps,
             "ptp_seconds": took.seconds, "ptp_epoch": took.best["epoch"], "ptp_loss": -took.best["dev"]["gain"]}
 
