@@ -62,7 +62,10 @@ class MetaKD:
         self.quizzes = _endless(held, batch_size, torch.Generator().manual_seed(seed), distil.device_of(teacher))
 
     def __call__(self, batch, logits, states):
-        gradient, quiz = teacher_gradient(self.student, self.teacher, batch, next(self.quizzes), self.rate, self.tau)
+        asked = next(self.quizzes)
+        with torch.no_grad():  # `Words` brings a row up to date when it is looked up, which must be in its own table
+            self.student.bert.embeddings.word_embeddings(asked["input_ids"])
+        gradient, quiz = teacher_gradient(self.student, self.teacher, batch, asked, self.rate, self.tau)
         for p, slope in zip(self.teacher.parameters(), gradient, strict=True):
             p.grad = slope
         self.optimiser.step()

@@ -20,11 +20,14 @@ import torch
 
 class Words:
     """The word embeddings of a run on a CPU: float32 whatever the precision, shared by `model` and `worker`, and
-    updated as `torch.optim.AdamW` would. A row is brought up to date when it is looked up; `settle` does so for all."""
+    updated as `torch.optim.AdamW` would. A row is brought up to date when it is looked up; `settle` does so for all.
+    RuntimeError: a row that waits for its steps is looked up while `functional_call` has another table in this one's
+    place, which would take them."""
 
     def __init__(self, model, worker, decay: float, betas: tuple[float, float], eps: float):
         self.module = worker.bert.embeddings.word_embeddings = model.bert.embeddings.word_embeddings
         self.module.sparse = True
+        self.table = self.module.weight
         self.decay, (self.beta, self.gamma), self.eps = decay, betas, eps
         self.moments = self.module.weight.new_zeros(2, *self.module.weight.shape)  # m and v
         self.last = torch.zeros(len(self.module.weight), dtype=torch.long)  # the step that a row has reached
@@ -40,6 +43,8 @@ class Words:
         rows = torch.arange(len(self.last)) if rows is None else rows
         seen = self.last[rows]
         rows, seen = rows[seen < self.step], seen[seen < self.step]
+        if len(rows) and self.module.weight is not self.table:
+            raise RuntimeError("words: got waiting rows and another table; look them up in their own first")
         steps = np.arange(self.step + 1)
         missed, known = self.step - steps, np.maximum(1 - self.gamma**steps, 1e-30)  # at 0 there is nothing to divide
         per_eps = np.divide(self.b, self.a, out=np.ones_like(self.a), where=self.a > 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdutils import bert, distil, profiles
+from kdutils import bert, distil, metakd, profiles
 from kdutils.data import load
 from kdutils.words import Words
 
@@ -79,5 +79,35 @@ def test_training_is_that_with_a_dense_table(monkeypatch, clip):
     distil.train(models[0], rows, distil.fine_tuning(), settings, seed=0, epochs=3)
     monkeypatch.setattr(distil, "Words", lambda *_: None)
     distil.train(models[1], rows, distil.fine_tuning(), settings, seed=0, epochs=3)
-    for (name, ours), theirs in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+    assert_equal(*models)
+
+
+def assert_equal(model, other):
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_metakds_quizzes_find_their_rows_up_to_date(monkeypatch):
+    """They are read through `functional_call`, whose table would take the steps that the student's own waits for."""
+    settings = profiles.settings("smoke", "synthetic", rows=200, batch_size=2)  # few words a step, so that many wait
+    data = load("synthetic", settings)
+    models = [bert.load("tiny", 2) for _ in range(2)]
+    for model, kind in zip(models, (Words, None), strict=True):
+        monkeypatch.setattr(distil, "Words", kind or (lambda *_: None))
+        objective = metakd.MetaKD(model, bert.load("tiny", 2, seed=1), data.held, 2, settings.lr, 2.0, seed=0)
+        distil.train(model, data.train, objective, settings, seed=0, max_steps=60)
+    assert_equal(*models)
+
+
+def test_a_row_that_waits_is_never_settled_in_a_foreign_table():
+    model, _ = table(torch.float32)
+    words, module = Words(model, model, 0.01, BETAS, 1e-8), model.bert.embeddings.word_embeddings
+    module(torch.tensor([1, 2])).sum().backward()
+    words.gradient()
+    words.update(0.1)
+    foreign = {"bert.embeddings.word_embeddings.weight": torch.zeros(ROWS, 6)}
+    ask = nn.Module()
+    ask.bert, ask.forward = model.bert, lambda ids: ask.bert.embeddings.word_embeddings(ids)
+    assert torch.func.functional_call(ask, foreign, (torch.tensor([1, 2]),)).abs().sum() == 0  # these wait for nothing
+    with pytest.raises(RuntimeError, match="^words: got waiting rows and another table"):
+        torch.func.functional_call(ask, foreign, (torch.tensor([3]),))
