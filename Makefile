@@ -17,7 +17,7 @@ COPY := runs/book/$(PROFILE)
 STRICT := -W -n --keep-going
 BROWSER ?= $(firstword $(shell which chromium chromium-browser google-chrome google-chrome-stable 2>/dev/null))
 
-.PHONY: book test html pdf rerun bench lint clean setup
+.PHONY: book test html pdf rerun no-chapter bench lint clean setup
 
 book: $(READY)
 	$(BIN)/python -m kdutils.sweep all --profile $(PROFILE) --workers auto
@@ -42,9 +42,11 @@ pdf: $(READY)
 		--no-pdf-header-footer --print-to-pdf=_build/distilling-bert.pdf "file://$(CURDIR)/_build/singlehtml/index.html" 2>/dev/null
 	@test -s _build/distilling-bert.pdf && echo "The book as one PDF: $(CURDIR)/_build/distilling-bert.pdf"
 
-rerun: $(READY)
-	@test -n "$(CHAPTER)" || { echo "CHAPTER: got nothing; allowed:"; $(BIN)/python -m kdutils.chapters list; exit 1; }
+rerun: $(if $(CHAPTER),$(READY),no-chapter)
 	$(BIN)/python -m kdutils.chapters run $(CHAPTER) --profile $(PROFILE) --train --out runs/rerun/$(PROFILE) $(if $(TASK),-p task $(TASK))
+
+no-chapter:
+	@echo "CHAPTER: got nothing; allowed: $(sort $(notdir $(basename $(wildcard notebooks/*.ipynb))))" >&2; exit 2
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import sys
 from datetime import UTC, datetime
 
+from kdutils import profiles
 from kdutils.records import repository, write_atomically
 from kdutils.spec import to_json
 
@@ -67,7 +69,17 @@ def keep(part: str, task: str, rows: list[dict], load: float) -> None:
     write_atomically(path, "".join(to_json(r) + "\n" for r in sorted([*kept, record], key=place)))
 
 
-def main() -> int:
+def check(options: argparse.Namespace) -> None:
+    """ValueError, in one line, for an option that no part can use."""
+    for name in ("steps", "replicas", "seeds", "epochs"):
+        if (value := getattr(options, name)) is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}: got {value}; allowed: numbers above 0")
+    if options.task not in (names := profiles.task_names("mini")):
+        raise ValueError(f"task: got {options.task!r}; allowed: {', '.join(names)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0, or 2 for bad arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", default=PARTS[:-2], help=", ".join(PARTS))
     parser.add_argument("--task", default="mrpc", help="whose epoch is timed (default: mrpc)")
@@ -77,7 +89,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="of the quality part (default: 5)")
     parser.add_argument("--epochs", type=float, help="of the quality part (default: the task's)")
     parser.add_argument("--no-record", action="store_true", help="print only")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
+    try:
+        check(options)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     from pandas import DataFrame
 
     from benchmarks import workload

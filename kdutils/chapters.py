@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,9 @@ import nbformat
 import yaml
 from tqdm import tqdm
 
+from kdutils import params, profiles
 from kdutils.records import Store, write_atomically
+from kdutils.store import place
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 4 * 3600  # seconds a cell may take before its chapter counts as failed
@@ -51,7 +54,7 @@ def typed(text):
     """A command-line value as the type it spells: 5, 1e-4, true, [1, 2]; anything else stays text."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return text
 
 
@@ -63,16 +66,17 @@ def parameters_of(path):
 
 
 def parameters_for(path, profile, train, extra):
-    """What papermill passes to one notebook: `profile` and `train` where it has them, and all of `extra` or ValueError.
-
-    papermill itself only warns about a name that the notebook does not have, and then runs with the default.
+    """What papermill passes to one notebook: `profile` and `train` where it has them, and all of `extra`. ValueError:
+    a name that it does not have (papermill only warns of it), or a profile, task or train that is wrong for it.
     """
     known = parameters_of(path)
     for name in extra:
         if name not in known:
             raise ValueError(f"parameter of {path.stem}: got {name}; allowed: {', '.join(sorted(known))}")
     common = {"profile": profile, "train": train}
-    return {name: value for name, value in common.items() if name in known} | extra
+    passed = {name: value for name, value in common.items() if name in known} | extra
+    params.check({}, path.stem, **{name: passed[name] for name in ("profile", "task", "train") if name in passed})
+    return passed
 
 
 def clean(notebook):
@@ -182,26 +186,27 @@ def _started(path):
     return path.exists() and any(cell.get("execution_count") for cell in nbformat.read(path, as_version=4).cells)
 
 
-def run_chapter(source, target, parameters, timeout=TIMEOUT, failed=ROOT / "runs" / "failed", strict=False,
-                **environment):
+def run_chapter(source, target, parameters, timeout=TIMEOUT, failed=None, strict=False, **environment):
     """Execute `source` and put the result at `target`, all or nothing. Returns why it failed, or None.
 
-    A kernel that never started (a known race for ports) is tried once more. The copy of a failed run goes to `failed`.
-    With `strict` a warning is a failure too. `environment` is added to the notebook's.
+    A kernel that never started (a known race for ports) is tried once more. The copy of a failed run goes to the folder
+    `failed`, by default that of the store. With `strict` a warning is a failure too. `environment` is added to the
+    notebook's.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
-    why = _attempt(source, partial, parameters, timeout, environment)
-    if why and not _started(partial):
+    with tempfile.TemporaryDirectory(prefix="kdutils-") as folder:  # one that is killed leaves nothing beside `target`
+        partial = Path(folder) / target.name
         why = _attempt(source, partial, parameters, timeout, environment)
-    if strict and not why:
-        why = warning(nbformat.read(partial, as_version=4))
-    if not why:
-        _write(clean(nbformat.read(partial, as_version=4)), target)
-        partial.unlink()
-    elif partial.exists():
-        failed.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, failed / target.name)
+        if why and not _started(partial):
+            why = _attempt(source, partial, parameters, timeout, environment)
+        if strict and not why:
+            why = warning(nbformat.read(partial, as_version=4))
+        if not why:
+            _write(clean(nbformat.read(partial, as_version=4)), target)
+        elif partial.exists():
+            failed = failed or Store().runs / "failed"
+            failed.mkdir(parents=True, exist_ok=True)
+            why += f" (see {shutil.move(partial, failed / target.name)})"
     return why
 
 
@@ -220,14 +225,25 @@ def _set_stamp(target, stamp):
     _write(notebook, target)
 
 
+def _check(**numbers):
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}: got {value}; allowed: integers from 1")
+
+
 def run(names, profile, train, out, extra=None, timeout=TIMEOUT, jobs=1):
     """Run chapters into the folder `out`, `jobs` at a time; returns rows (chapter, state, seconds, why).
 
     Raises ValueError before any work. Copies are stamped at the end, when the records that they share are all there.
     """
+    _check(jobs=jobs, timeout=timeout)
+    profiles.profile(profile)
     plan = [(name, path, parameters_for(path, profile, train, extra or {})) for name, path in chosen(names).items()]
+    store = Store()
+    if train:
+        store.check_writable()
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
-    out = Path(out).resolve()
+    out = place("out", Path(out).resolve())
 
     def one(name, path, parameters):
         began, target = time.monotonic(), out / path.name
@@ -250,6 +266,7 @@ def run(names, profile, train, out, extra=None, timeout=TIMEOUT, jobs=1):
 
 def commit(names, timeout=TIMEOUT):
     """Run notebooks in place, with the parameters written in them and the published records only; rows as `run`'s."""
+    _check(timeout=timeout)
     rows = []
     for name, path in chosen(names).items():
         began = time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import os
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,12 +13,16 @@ import numpy as np
 import torch
 
 from . import bert, synthetic, tasks
-from .params import in_one_line
+from .params import glue_source, in_one_line, without_glue
 from .profiles import Settings
 
 STRIDE = 8  # of batch widths: a CPU's matrix kernels are compiled anew, in some 20 ms each, for every new shape
 SST2_TEST = 5000  # rows of SST-2's train that no run trains on
 SST2_WORDS = 10  # shortest of them, in words
+
+
+class BadLayout(ValueError):
+    """A task's files are not there, or are not what GLUE's are; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -110,29 +114,44 @@ def load(task_name: str, settings: Settings) -> Data:
     return _finish(task, encoded, tokenizer)
 
 
-def glue_source() -> str:
-    """Hub id or folder that GLUE is read from: the environment's KDUTILS_GLUE, else `nyu-mll/glue`."""
-    return os.environ.get("KDUTILS_GLUE") or "nyu-mll/glue"
-
-
 def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
     source, config = glue_source(), task.config or task.name
     try:
-        found = load_dataset(os.path.abspath(source) if os.path.isdir(source) else source, config)
+        if why := without_glue(task):
+            raise BadLayout(why)
+        found = load_dataset(source, config)
+        parts = {name: _part(task, found, split)
+                 for name, split in (("train", "train"), ("dev", task.dev_split), ("test", task.test_split)) if split}
     except Exception as error:
+        why = str(error) if isinstance(error, BadLayout) else type(error).__name__
         raise in_one_line(RuntimeError(
-            f"KDUTILS_GLUE: could not read {config!r} from {source!r} ({type(error).__name__}); set it to a hub id "
+            f"KDUTILS_GLUE: could not read {task.name!r} from {source!r} ({why}); set it to a hub id "
             "that this machine can reach or to a folder in the hub's layout"
         )) from error
-    keep = (*task.columns, "label")
-    parts = {name: {c: list(found[split][c]) for c in keep}
-             for name, split in (("train", "train"), ("dev", task.dev_split), ("test", task.test_split)) if split}
     if task.name == "sst2" and settings.rows:
         parts |= _sst2_test(parts["train"])
     return _hold_out(parts, settings)
+
+
+def _part(task: tasks.Task, found, split: str) -> dict:
+    """The text columns and labels of a split, as they must be for `task`; BadLayout."""
+    if split not in found:
+        raise BadLayout(f"no split {split}, only {', '.join(found)}")
+    rows = found[split]
+    if lacking := [c for c in (*task.columns, "label") if c not in rows.column_names]:
+        raise BadLayout(f"no column {', '.join(lacking)} in {split}, only {', '.join(rows.column_names)}")
+    part = {c: list(rows[c]) for c in (*task.columns, "label")}
+    if not len(rows) or not all(isinstance(text, str) for c in task.columns for text in part[c]):
+        raise BadLayout(f"no rows, or rows without text, in {split}")
+    right = math.isfinite if task.regression else range(task.outputs).__contains__
+    if wrong := [label for label in part["label"] if not isinstance(label, int | float) or not right(label)]:
+        allowed = "finite numbers" if task.regression else f"0 to {task.outputs - 1}"
+        raise BadLayout(f"label {wrong[0]!r} in {split}, allowed: {allowed}")
+    kind = float if task.regression else int
+    return part | {"label": [kind(label) for label in part["label"]]}
 
 
 def _sst2_test(train: dict) -> dict[str, dict]:

@@ -1,4 +1,5 @@
-"""A notebook's parameters, checked before any work: each mistake ends the run with one clear line.
+"""A notebook's parameters and the environment's KDUTILS_GLUE, checked before any work: each mistake ends the run with
+one clear line.
 
 papermill reads `-p train false` as the text "false", which counts as true, and `-p profile None` as no value; YAML
 reads 1e-4 as text; and a parameter that the notebook does not have is injected all the same, with only a warning.
@@ -7,16 +8,24 @@ reads 1e-4 as text; and a parameter that the notebook does not have is injected 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+from kdutils import profiles, tasks
 
 
 class Positive(float):
     """Declares a number above 0."""
 
 
+class Count(int):
+    """Declares a whole number from 1."""
+
+
 WORDS = {bool: "True or False, with a capital", int: "a whole number", float: "a number (YAML: 1.0e-4)", str: "text",
-         Positive: "a number above 0 (YAML: 1.0e-4)"}
+         Positive: "a number above 0 (YAML: 1.0e-4)", Count: "a whole number from 1"}
 ABSENT = object()  # stands for a parameter that a notebook does not have; None is a value, if never an allowed one
 NOT_OURS = ("In", "Out", "exit", "quit", "open", "get_ipython")  # IPython puts these into every notebook
 
@@ -40,17 +49,20 @@ def check(namespace: Mapping[str, Any], chapter: str, *, profile: Any = ABSENT, 
 
         params.check(globals(), "02_stark", profile=profile, task=task, train=train, seeds=int)
 
-    A parameter beside those three is declared by its type (`Positive`: a float above 0) or by a tuple of its allowed
-    values; of the three, a notebook that lacks one leaves it out. Numbers must be finite. Public plain values in
-    `namespace` that are not declared are parameters that this notebook does not have. Raises BadParameter.
+    A parameter beside those three is declared by its type (`Positive`: a float above 0, `Count`: an int from 1) or by a
+    tuple of its allowed values; of the three, a notebook that lacks one leaves it out. Numbers must be finite. Public
+    plain values in `namespace` that are not declared are parameters that this notebook does not have. Raises
+    BadParameter.
     """
-    common = {"profile": (profile, str), "task": (task, str), "train": (train, bool)}
+    common = {"task": (task, str), "train": (train, bool)}
     common = {name: given for name, given in common.items() if given[0] is not ABSENT}
-    allowed = (*common, *declared)
+    allowed = (*(["profile"] if profile is not ABSENT else []), *common, *declared)
     plain = (str, int, float, bool, list, tuple, dict, type(None))
     for name, value in namespace.items():
         if name not in (*allowed, *NOT_OURS) and not name.startswith("_") and isinstance(value, plain):
             raise BadParameter(f"{name}: unknown parameter; allowed: {', '.join(allowed)}")
+    if profile is not ABSENT and (not isinstance(profile, str) or profile not in profiles.PROFILES):
+        raise BadParameter(f"profile: got {profile!r}; allowed: {', '.join(profiles.PROFILES)}")
     for name, given in common.items():
         _typed(name, *given)
     for name, wanted in declared.items():
@@ -64,25 +76,57 @@ def _typed(name: str, value: Any, wanted: type | tuple) -> None:
         if value not in wanted:
             raise BadParameter(f"{name}: got {value!r}; allowed: {', '.join(map(repr, wanted))}")
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if wanted in (float, Positive):
-        right = number and (wanted is float or value > 0)
+    if wanted in (int, float, Positive, Count):
+        whole, above = wanted in (int, Count), wanted in (Positive, Count)
+        right = _is_number(value) and (isinstance(value, int) or not whole) and (value > 0 or not above)
     else:
-        right = number and isinstance(value, int) if wanted is int else isinstance(value, wanted)
+        right = isinstance(value, wanted)
     if not right:
         kind = "" if value is None else f", {type(value).__name__}"
         raise BadParameter(f"{name}: got {value!r}{kind}; allowed: {WORDS[wanted]}")
 
 
-def _planned(chapter: str, profile: str, task: str) -> None:
-    """`profile` must exist and the chapter must have runs of `task` in it."""
-    from kdutils import experiments, profiles
-
+def _is_number(value: Any) -> bool:
+    """Finite, and no integer beyond the largest float."""
     try:
-        names = profiles.task_names(profile)
-    except ValueError as error:
-        raise BadParameter(str(error)) from None
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _planned(chapter: str, profile: str, task: str) -> None:
+    """The chapter must have runs of `task` in `profile`."""
+    from kdutils import experiments
+
+    names = profiles.task_names(profile)
     if chapter in experiments.CHAPTERS:
         names = list(dict.fromkeys(spec.task for spec in experiments.plan(chapter, profile)))
     if task not in ("all", *names):
         raise BadParameter(f"task: got {task!r} for profile {profile!r}; allowed: all, {', '.join(names)}")
+
+
+def glue_source() -> str:
+    """Where GLUE is read from: the environment's KDUTILS_GLUE, as a folder from the repository on where there is such a
+    folder, else as a hub id; `nyu-mll/glue` without it."""
+    from kdutils.store import repository
+
+    told = os.environ.get("KDUTILS_GLUE") or "nyu-mll/glue"
+    folder = str(repository() / os.path.expanduser(told))
+    return folder if os.path.isdir(folder) else told
+
+
+def without_glue(task: tasks.Task) -> str:
+    """Why GLUE's source has no data for `task`, empty where it may have: a hub id is taken as it is, since asking the
+    hub takes a while."""
+    source, config = glue_source(), task.config or task.name
+    if not os.path.isdir(source):
+        return "no such folder" if source.startswith(("/", ".", "~")) or source.count("/") > 1 else ""
+    return "" if any(path.is_file() for path in Path(source, config).rglob("*")) else f"no data in its folder {config}"
+
+
+def check_glue(names: Iterable[str]) -> None:
+    """Stop with one line where GLUE's source has no data for one of these tasks. Raises BadParameter."""
+    for task in map(tasks.get, dict.fromkeys(names)):
+        if task.source == "glue" and (why := without_glue(task)):
+            raise BadParameter(f"KDUTILS_GLUE: got {glue_source()!r} for task {task.name!r} ({why}); allowed: "
+                               "a hub id, or a folder in the hub's layout")

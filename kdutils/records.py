@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
@@ -127,21 +128,27 @@ def frame(records: Iterable[Record]):
 def stale(store: Store | None = None) -> list[Record]:
     """Records of an older recipe that no run of the present one has replaced."""
     store = store or Store()
-    return [r for chapter in store.chapters() for r in store.records(chapter, recipe=None) if r["recipe"] != RECIPE]
+    return [r for chapter in store.chapters() for r in store.records(chapter, recipe=None) if r["recipe"] < RECIPE]
 
 
 def publish(chapter: str | None = None, store: Store | None = None) -> dict[str, int]:
     """Write `<published>/<chapter>.jsonl` from both places united, one line a run, sorted by key; returns the counts.
 
-    The bytes depend on the set of records only. Profiles `smoke` and `demo` stay out. Raises ValueError, and writes
-    nothing, for a chapter that does not exist.
+    The bytes depend on the set of records only. Profiles `smoke` and `demo` stay out, and so, with a warning, do
+    chapters that do not exist. Raises ValueError, and writes nothing, for such a `chapter` and where a published line
+    is no record: it would be lost.
     """
     from kdutils.experiments import CHAPTERS
 
     store = store or Store()
-    names = store.chapters() if chapter is None else [chapter]
-    if unknown := [name for name in names if name not in CHAPTERS]:
-        raise ValueError(f"chapter: got {', '.join(unknown)}; allowed: {', '.join(CHAPTERS)}")
+    if chapter is not None and chapter not in CHAPTERS:
+        raise ValueError(f"chapter: got {chapter!r}; allowed: {', '.join(CHAPTERS)}")
+    names = [name for name in store.chapters() if name in CHAPTERS] if chapter is None else [chapter]
+    if chapter is None and (strays := sorted(set(store.chapters()) - set(names))):
+        warnings.warn(f"{', '.join(strays)}: records of no chapter, not published", stacklevel=2)
+    if torn := [place for name in names for place in store.torn(name)]:
+        raise ValueError(f"{store.published}: got no record in {', '.join(torn)}; allowed: records only "
+                         "(publishing would drop these lines: mend or delete them)")
     counts = {}
     for name in names:
         records = [r for r in store.records(name, recipe=None) if r["spec"]["profile"] not in UNPUBLISHED]
@@ -161,8 +168,8 @@ def status(store: Store | None = None, profile: str | None = None):
     store, rows = store or Store(), []
     for chapter in CHAPTERS:
         records = [r for r in store.records(chapter, recipe=None) if profile in (None, r["spec"]["profile"])]
-        rows += [r["spec"] | {"n": r["recipe"] == RECIPE, "stale": r["recipe"] != RECIPE} for r in records]
-        profiles = {profile} if profile else {r["spec"]["profile"] for r in records}
+        rows += [r["spec"] | {"n": r["recipe"] == RECIPE, "stale": r["recipe"] < RECIPE} for r in records]
+        profiles = {r["spec"]["profile"] for r in records} if profile is None else {profile}
         for name in sorted(profiles):
             rows += [asdict(spec) | {"missing": True} for spec in look_up(plan(chapter, name), store)[1]]
     groups, counts = ["chapter", "profile", "task", "method"], ["n", "stale", "missing"]

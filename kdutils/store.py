@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from kdutils import provenance
+from kdutils.params import in_one_line
 from kdutils.spec import Spec, key_of, plain, to_json
 
 Record = dict[str, Any]
 
 SCHEMA = 1
-RECIPE = 1  # raised only when the golden smoke curve changes; records of an older recipe are stale
+RECIPE = 1  # raised only when the golden smoke curve changes; records of an older recipe are stale, of a newer an error
 CURVE_POINTS = 50
 _OUTCOME = {"metrics": {}, "best": {}, "losses": {}, "curve": [], "extra": {}}
 _TYPES = {"recipe": int, **{name: type(empty) for name, empty in _OUTCOME.items()}, "seconds": (int, float),
@@ -38,6 +40,16 @@ def repository() -> Path:
         if (folder / "_toc.yml").exists():
             return folder
     return cwd
+
+
+def place(name: str, text: str | Path) -> Path:
+    """The folder that `name` says, made or not: from the repository on, a leading ~ as the shell takes it. ValueError:
+    something that is no folder stands in its way."""
+    path = repository() / os.path.expanduser(text)
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not os.path.isdir(nearest):
+        raise in_one_line(ValueError(f"{name}: got {str(text)!r}; allowed: a folder ({nearest} is none)"))
+    return path
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -59,43 +71,54 @@ def write_atomically(path: Path, text: str) -> None:
         os.close(folder)
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"got {text}")
+
+
 def _parse(text: str, name: str, chapter: str, key: str | None = None) -> Record | None:
     """The record in `text`; None, with a warning that names the place, where it is torn or foreign: no reader of the
     others may stop for a field that one lacks."""
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_constant=_no_number)  # NaN and Infinity are not JSON
         whole = record["schema"] == SCHEMA and all(isinstance(record[name], kind) for name, kind in _TYPES.items())
         # A record whose spec no longer gives its key was written when some setting had another default.
         at_home = record["key"] == key_of(record["spec"]) and record["spec"]["chapter"] == chapter
         if whole and at_home and key in (None, record["key"]):
             return record
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     warnings.warn(f"{name} is torn or foreign: not read as a record", stacklevel=2)
     return None
 
 
 def _read(path: Path) -> Record | None:
+    name = f"{path.parent.name}/{path.name}"
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
-    return _parse(text, f"{path.parent.name}/{path.name}", path.parent.name, path.stem)
+    except OSError as error:
+        warnings.warn(f"{name} cannot be read ({error.strerror}): not read as a record", stacklevel=2)
+        return None
+    return _parse(text, name, path.parent.name, path.stem)
 
 
-_published: dict[Path, tuple[tuple[int, int], dict[str, Record]]] = {}
+_published: dict[Path, tuple[tuple[int, int], tuple[dict[str, Record], list[str]]]] = {}
 
 
-def _read_published(path: Path) -> dict[str, Record]:
+def _read_published(path: Path) -> tuple[dict[str, Record], list[str]]:
+    """The records of a published file by key, and the places of its lines that are none."""
     try:
         stat = path.stat()
     except FileNotFoundError:
-        return {}
+        return {}, []
     stamp = (stat.st_mtime_ns, stat.st_size)
     if path not in _published or _published[path][0] != stamp:
         lines = enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1)
-        records = (_parse(line, f"{path.name}:{number}", path.stem) for number, line in lines if line.strip())
-        _published[path] = stamp, _unite(record for record in records if record)
+        places = {f"{path.name}:{number}": line for number, line in lines if line.strip()}
+        records = {name: _parse(line, name, path.stem) for name, line in places.items()}
+        torn = [name for name, record in records.items() if record is None]
+        _published[path] = stamp, (_unite(filter(None, records.values())), torn)
     return _published[path][1]
 
 
@@ -109,13 +132,21 @@ class Store:
     """Records in two places: `runs`, the working store, and `published`, the committed one.
 
     Relative folders are taken from `repository()`; the environment's KDUTILS_RUNS stands in for the default `runs`.
-    Several processes and machines may write; merging two stores is copying files.
+    Several processes and machines may write; merging two stores is copying files. ValueError: `runs` can be no folder.
     """
 
     def __init__(self, runs: str | Path | None = None, published: str | Path = "book/records"):
-        root = repository()
-        self.runs = root / (runs or os.environ.get("KDUTILS_RUNS") or "runs")
-        self.published = root / published
+        self.runs = place("KDUTILS_RUNS", runs or os.environ.get("KDUTILS_RUNS") or "runs")
+        self.published = repository() / published
+
+    def check_writable(self) -> None:
+        """Make the working folder; ValueError, in one line, where nothing can be written into it."""
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.runs).close()
+        except OSError as error:
+            line = f"KDUTILS_RUNS: got '{self.runs}'; allowed: a folder that can be written ({error.strerror})"
+            raise in_one_line(ValueError(line)) from None
 
     def path(self, spec: Spec) -> Path:
         return self.runs / spec.chapter / f"{spec.key}.json"
@@ -128,12 +159,17 @@ class Store:
 
     def get(self, spec: Spec) -> Record | None:
         """The run's record, the same one of the two places' that `records` and publishing take; None where there is
-        none of this recipe.
+        none of this recipe. ValueError, in one line, where it is of a newer one: to train it again would be in vain.
 
         The record may be shared with other callers: do not change it.
         """
-        both = _read(self.path(spec)), _read_published(self.published / f"{spec.chapter}.jsonl").get(spec.key)
+        both = _read(self.path(spec)), self._lines(spec.chapter)[0].get(spec.key)
         record = _unite(filter(None, both)).get(spec.key)
+        if record is not None and record["recipe"] > RECIPE:
+            raise in_one_line(ValueError(
+                f"recipe: got {record['recipe']} in the record {spec.chapter}/{spec.key}; allowed: at most {RECIPE} "
+                "(records of a newer recipe need newer code: update the checkout)"
+            ))
         return record if record is not None and record["recipe"] == RECIPE else None
 
     def put(self, spec: Spec, outcome: dict, seconds: float) -> Record:
@@ -172,6 +208,13 @@ class Store:
         finally:
             lock.release()
 
+    def _lines(self, chapter: str) -> tuple[dict[str, Record], list[str]]:
+        return _read_published(self.published / f"{chapter}.jsonl")
+
+    def torn(self, chapter: str) -> list[str]:
+        """The published lines of a chapter that are no records, as `<file>:<line>`."""
+        return self._lines(chapter)[1]
+
     def chapters(self) -> list[str]:
         """Every chapter with records in either place."""
         names = {path.parent.name for path in self.runs.glob("*/*.json") if re.fullmatch("[0-9a-f]{16}", path.stem)}
@@ -180,5 +223,5 @@ class Store:
     def records(self, chapter: str, recipe: int | None = RECIPE) -> list[Record]:
         """One record a run of a chapter, both places united, sorted by key; `recipe=None` takes stale ones too."""
         working = filter(None, (_read(path) for path in self.runs.glob(f"{chapter}/*.json")))
-        found = _unite([*_read_published(self.published / f"{chapter}.jsonl").values(), *working])
+        found = _unite([*self._lines(chapter)[0].values(), *working])
         return [found[key] for key in sorted(found) if recipe in (None, found[key]["recipe"])]

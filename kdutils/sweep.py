@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -25,9 +26,10 @@ from dataclasses import asdict, dataclass, field
 from tqdm import tqdm
 
 from kdutils import experiments, pools, tasks
+from kdutils.params import check_glue
 from kdutils.records import Record, Spec, Store, look_up, write_atomically
 from kdutils.spec import to_json
-from kdutils.wanted import chosen, dry_run, in_packs, shard_of
+from kdutils.wanted import chosen, dry_run, in_packs, is_whole, shard_of
 
 BACKENDS = ("local", "ray")
 MOST = 8  # workers that are started without being asked for: each takes a gigabyte
@@ -63,7 +65,7 @@ def workers_of(text: str, gpus: Sequence[str] | None) -> int:
     cores does, but `MOST` at most. ValueError: neither."""
     if text == "auto":
         return 1 if (gpus_here() if gpus is None else gpus) else min(cores(), MOST)
-    if not text.isdigit():
+    if not is_whole(text):
         raise ValueError(f"workers: got {text!r}; allowed: integers from 1, or auto")
     return int(text)
 
@@ -77,19 +79,32 @@ def environments(
     `[]` none. Threads: the cores divided by the workers. ValueError: a number below 1, or a GPU that is not here, since
     PyTorch would train on the CPU without a word.
     """
-    for name, value in {"workers": workers, "per_gpu": per_gpu, "threads": 1 if threads is None else threads}.items():
+    for name, value in {"workers": workers, "per-gpu": per_gpu, "threads": 1 if threads is None else threads}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: got {value!r}; allowed: integers from 1")
     here = gpus_here() if gpus is None or len(gpus) else []
     found = here if gpus is None else [str(gpu) for gpu in gpus]
     if absent := [gpu for gpu in found if gpu not in here]:
-        raise ValueError(f"gpus: got {', '.join(absent)}; allowed: {', '.join(here) or 'none'} (of this machine)")
+        told = ", ".join(gpu or "''" for gpu in absent)
+        raise ValueError(f"gpus: got {told}; allowed: {', '.join(here) or 'none'} (of this machine)")
     count = max(workers, len(found) * per_gpu)
     shared = {"OMP_NUM_THREADS": str(threads or max(1, cores() // count)), "KDUTILS_RUNS": str(store.runs),
               "TQDM_DISABLE": "1"}  # the sweep has the one progress line  # fmt: skip
     if not found:
         return [shared | ({} if gpus is None else {"CUDA_VISIBLE_DEVICES": ""})] * count
     return [shared | {"CUDA_VISIBLE_DEVICES": found[i % len(found)]} for i in range(count)]
+
+
+def check(backend: str, retries: int, pack: int | str) -> None:
+    """ValueError, in one line, for a way to run that there is not."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise ValueError(f"retries: got {retries!r}; allowed: integers from 0")
+    if backend == "ray" and pack != 1:
+        raise ValueError(f"pack: got {pack!r} with backend ray; allowed: 1")
+    if backend == "ray" and importlib.util.find_spec("ray") is None:
+        raise ValueError("backend: got 'ray', which is not installed; allowed: after pip install '.[sweep]'")
 
 
 def run_sweep(
@@ -114,17 +129,15 @@ def run_sweep(
     them or as many as fit ("auto"). `run`, and `packed`, must be importable where workers run.
     Raises ValueError, in one line, before any work, for a bad argument.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise ValueError(f"retries: got {retries!r}; allowed: integers from 0")
-    if backend == "ray" and pack != 1:
-        raise ValueError(f"pack: got {pack!r} with backend ray; allowed: 1")
+    check(backend, retries, pack)
     store = store or Store()
     places = environments(workers, gpus, per_gpu, threads, store)
     wanted = shard_of(dict.fromkeys(specs), shard)
     missing = look_up(wanted, store)[1]
     absent, packs = set(missing), in_packs(missing, pack, len(places))
+    check_glue(spec.task for spec in missing)
+    if missing:
+        store.check_writable()
     swept = Swept(present=[spec for spec in wanted if spec not in absent])
     if backend == "ray":
         variables = {name: value for name, value in places[0].items() if name != "CUDA_VISIBLE_DEVICES"}
@@ -171,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("chapters", nargs="*", metavar="CHAPTER",
                         help=f"all, or some of {', '.join(experiments.CHAPTERS)}")
     parser.add_argument("--list", metavar="FILE", help="specs or records as JSON lines, besides the chapters' plans")
-    parser.add_argument("--profile", default="mini", help="default: mini")
+    parser.add_argument("--profile", help="default: mini")
     parser.add_argument("--task", metavar="A,B", help="default: every task of the profile")
     parser.add_argument("--method", metavar="A,B", help="default: all")
     parser.add_argument("--seeds", metavar="0-4,7", help="default: all")
@@ -193,13 +206,14 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 1 where a run failed, 2 for bad arguments, 130 when interrupted."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if not options.chapters and not options.list:
+    if not options.chapters and options.list is None:
         parser.error("give chapters or --list")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers must not outlive a sweep that is told to end
     gpus = None if options.gpus is None else [] if options.gpus == "none" else options.gpus.split(",")
     how = {"gpus": gpus, "per_gpu": options.per_gpu, "threads": options.threads}
-    pack = int(options.pack) if options.pack.isdigit() else options.pack
+    pack = int(options.pack) if is_whole(options.pack) else options.pack
     try:
+        check(options.backend, options.retries, pack)
         how["workers"] = workers_of(options.workers, gpus)
         store, specs = Store(), chosen(options)
         if options.limit is not None:

@@ -10,11 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from kdutils import experiments
+from kdutils import experiments, profiles
+from kdutils.params import check_glue
 from kdutils.records import Spec, Store, look_up
 
 GROUP = ("chapter", "profile", "task", "method")  # a line of the dry run
 SIMILAR = (GROUP, ("chapter", "profile", "task"), ("profile", "task"), ("profile",))  # runs to estimate from
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number in the digits 0 to 9, which `int` and `str.isdigit` take others beside."""
+    return text.isascii() and text.isdecimal()
 
 
 def shard_of(specs: Iterable[Spec], shard: str | None) -> list[Spec]:
@@ -22,7 +28,7 @@ def shard_of(specs: Iterable[Spec], shard: str | None) -> list[Spec]:
     if shard is None:
         return list(specs)
     index, _, count = shard.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (is_whole(index) and is_whole(count) and int(index) < int(count)):
         raise ValueError(f"shard: got {shard!r}; allowed: i/n with i from 0 to n - 1")
     return [spec for spec in specs if int(spec.key, 16) % int(count) == int(index)]
 
@@ -32,46 +38,71 @@ def seeds_of(text: str) -> set[int]:
     seeds = set()
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
+        if not is_whole(first) or (dash and not (is_whole(last) and int(first) <= int(last))):
             raise ValueError(f"seeds: got {text!r}; allowed: numbers and ranges such as 0-4,7")
         seeds |= set(range(int(first), int(last or first) + 1))
     return seeds
 
 
 def listed(path: str) -> list[Spec]:
-    """The specs in a file of JSON lines, each a spec or a record."""
+    """The specs in a file of JSON lines, each a spec or a record; blank lines are left out."""
     specs = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"list: got {path!r}; allowed: a file of specs ({error.strerror})") from None
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", error)
+        raise ValueError(f"list: got {path!r}; allowed: a file of specs ({why})") from None
     for number, line in enumerate(lines, 1):
         try:
-            value = json.loads(line)
-            specs.append(Spec(**value.get("spec", value)))
-        except (ValueError, TypeError, AttributeError) as error:
+            if line.strip():
+                value = json.loads(line)
+                specs.append(_checked(Spec(**value.get("spec", value))))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"list: got line {number} of {path}; allowed: a spec or record ({error})") from None
     return specs
 
 
+def _checked(spec: Spec) -> Spec:
+    """The spec; ValueError where this code has no such chapter, profile or task, or a setting is of another type than
+    its default."""
+    if spec.chapter not in experiments.CHAPTERS:
+        raise ValueError(f"chapter: got {spec.chapter!r}; allowed: {', '.join(experiments.CHAPTERS)}")
+    defaults = profiles.settings(spec.profile, spec.task)
+    for name, value in spec.settings.items():
+        kind = type(getattr(defaults, name))
+        allowed = {float: (int, float), tuple: list}.get(kind, kind)
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise ValueError(f"{name}: got {value!r}; allowed: {kind.__name__}")
+    return spec
+
+
 def chosen(options: argparse.Namespace) -> list[Spec]:
     """The specs that a command line asks for, in order of priority."""
-    specs = listed(options.list) if options.list else []
+    for name in ("profile", "task"):
+        if not options.chapters and (told := getattr(options, name)) is not None:
+            raise ValueError(f"{name}: got {told!r} with a list alone, whose specs say theirs; allowed: with chapters")
+    specs = [] if options.list is None else listed(options.list)
+    profile = "mini" if options.profile is None else options.profile
     for chapter in experiments.CHAPTERS if options.chapters == ["all"] else options.chapters:
-        for task in options.task.split(",") if options.task else [None]:
-            specs += experiments.plan(chapter, options.profile, task)
-    wanted = {"method": options.method and set(options.method.split(",")),
-              "seed": options.seeds and seeds_of(options.seeds)}  # fmt: skip
-    for name, values in wanted.items():
-        planned = {getattr(spec, name) for spec in specs}
-        if values and (unknown := values - planned):
-            raise ValueError(f"{name}: got {_commas(unknown)}; allowed: {_commas(planned)}")
-        specs = [spec for spec in specs if not values or getattr(spec, name) in values]
+        for task in [None] if options.task is None else options.task.split(","):
+            specs += experiments.plan(chapter, profile, task)
+    if options.method is not None:
+        specs = _only("method", set(options.method.split(",")), specs)
+    if options.seeds is not None:
+        specs = _only("seeds", seeds_of(options.seeds), specs)
     return shard_of(dict.fromkeys(specs), options.shard)
 
 
+def _only(option: str, values: set, specs: list[Spec]) -> list[Spec]:
+    """The specs whose method or seed is one of `values`, each of which one must have."""
+    found = [getattr(spec, option.removesuffix("s")) for spec in specs]
+    if unknown := values - set(found):
+        raise ValueError(f"{option}: got {_commas(unknown)}; allowed: {_commas(set(found))}")
+    return [spec for spec, value in zip(specs, found, strict=True) if value in values]
+
+
 def _commas(values: Iterable) -> str:
-    return ", ".join(map(str, sorted(values)))
+    return ", ".join(str(value) or "''" for value in sorted(values))
 
 
 def estimates(specs: Sequence[Spec], store: Store) -> list[tuple[float | None, tuple[str, ...]]]:
@@ -112,6 +143,7 @@ def dry_run(specs: Sequence[Spec], store: Store, slots: int = 1, pack: int | str
     import pandas
 
     present, missing = look_up(specs, store)
+    check_glue(spec.task for spec in missing)
     rows = [record["spec"] | {"in store": 1} for record in present]
     for spec, (seconds, names) in zip(missing, estimates(missing, store), strict=True):
         hours = None if seconds is None else seconds / 3600

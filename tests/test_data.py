@@ -225,6 +225,24 @@ def test_a_missing_folder_is_one_line(tmp_path, monkeypatch, tokenizer):
     assert error.value._render_traceback_() == [f"RuntimeError: {error.value}"]
 
 
+@pytest.mark.parametrize(("task", "change", "why"), [
+    ("rte", {"sentence2": None}, "no column sentence2 in train, only sentence1, label, idx"),
+    ("rte", {"label": ["entailment"] * 4}, "label 'entailment' in train, allowed: 0 to 1"),
+    ("rte", {"label": [-1] * 4}, "label -1 in train, allowed: 0 to 1"),
+    ("rte", {"label": [0, 1, 2, 0]}, "label 2 in train, allowed: 0 to 1"),
+    ("stsb", {"label": ["good"] * 4}, "label 'good' in train, allowed: finite numbers"),
+    ("rte", {"sentence1": [None, "1", "2", "3"]}, "no rows, or rows without text, in train"),
+    ("rte", {}, "no split validation, only train"),
+])
+def test_files_in_nearly_the_right_layout_are_one_line(glue, tokenizer, task, change, why):
+    table = {name: column for name, column in (pairs(range(4)) | change).items() if column is not None}
+    glue(task, train=table, **({"validation": table} if change else {}))
+    with pytest.raises(RuntimeError) as error:
+        data.load(task, Settings(model=tokenizer))
+    assert f"could not read '{task}' from" in str(error.value) and f"({why}); set it to" in str(error.value)
+    assert error.value._render_traceback_() == [f"RuntimeError: {error.value}"]
+
+
 def test_the_hub_is_the_default_source(monkeypatch):
     monkeypatch.delenv("KDUTILS_GLUE", raising=False)
     assert data.glue_source() == "nyu-mll/glue"

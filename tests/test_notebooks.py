@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import statistics
+import sys
 
 import nbformat
 import pytest
@@ -53,7 +54,7 @@ def test_a_failed_chapter_leaves_the_last_good_copy_alone(tmp_path, cell, why):
     target.parent.mkdir()
     target.write_text("the last good copy")
     said = chapters.run_chapter(source, target, {}, timeout=5, failed=tmp_path / "failed")
-    assert why in said
+    assert why in said and said.endswith(f"(see {tmp_path}/failed/a.ipynb)")
     assert target.read_text() == "the last good copy" and os.listdir(target.parent) == ["a.ipynb"]
     reached = next(cell for cell in read(tmp_path / "failed" / "a.ipynb").cells if cell.source == "print(seed)")
     assert reached.outputs[0].text == "1\n"
@@ -77,6 +78,45 @@ def test_unknown_names_are_refused_before_any_work(tmp_path):
         chapters.parameters_for(source, "demo", True, {"seedz": 5})
     with pytest.raises(ValueError, match="chapter: got 99_none; allowed: "):
         chapters.chosen(["99_none"])
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (["--profile", "nope"], "profile: got 'nope'; allowed: smoke, demo, mini, paper"),
+    (["-p", "train", "maybe"], "train: got 'maybe', str; allowed: True or False"),
+    (["-p", "task", "mrpc"], "task: got 'mrpc' for profile 'smoke'; allowed: all, synthetic"),
+    (["-p", "task", "5"], "task: got 5, int; allowed: text"),
+    (["-p", "profile", "null"], "profile: got None; allowed: smoke"),
+    (["--jobs", "0"], "jobs: got 0; allowed: integers from 1"),
+    (["--timeout", "0"], "timeout: got 0; allowed: integers from 1"),
+    (["--timeout", "-5"], "timeout: got -5; allowed: integers from 1"),
+    (["--out", "file/below"], "out: got '"),
+])
+def test_bad_command_lines_start_no_kernel(tmp_path, monkeypatch, capsys, arguments, line):
+    monkeypatch.setattr(chapters, "_attempt", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    words = ["chapters", "run", "01_pilot", "--profile", "smoke", "--out", "out", *arguments]
+    monkeypatch.setattr(sys, "argv", words)
+    assert chapters.main() == 2
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_failed_copy_goes_to_the_store_and_a_chapter_to_come_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path / "runs"))
+    source, seen = notebook(tmp_path / "a.ipynb"), []
+
+    def attempt(source, partial, *_):
+        seen.append(os.listdir(tmp_path / "out"))
+        copy = read(source)
+        copy.cells[0].execution_count = 1
+        nbformat.write(copy, partial)
+        return "cell 0: wrong"
+
+    monkeypatch.setattr(chapters, "_attempt", attempt)
+    where = tmp_path / "runs" / "failed" / "a.ipynb"
+    assert chapters.run_chapter(source, tmp_path / "out" / "a.ipynb", {}) == f"cell 0: wrong (see {where})"
+    assert where.exists() and seen == [[]] and os.listdir(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(

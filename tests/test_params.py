@@ -13,7 +13,8 @@ NAMES = {"profile": "mini", "task": "all", "train": False}
 
 BAD = [
     ({"profile": "mni"}, {}, "profile: got 'mni'; allowed: smoke, demo, mini, paper"),
-    ({"profile": 3}, {}, "profile: got 3, int; allowed: text"),
+    ({"profile": 3}, {}, "profile: got 3; allowed: smoke, demo, mini, paper"),
+    ({"profile": ["mini"]}, {}, "profile: got ['mini']; allowed: smoke, demo, mini, paper"),
     ({"task": "rt"}, {}, "task: got 'rt' for profile 'mini'; allowed: all, mrpc, sst2, stsb, rotten, rte"),
     ({"task": "mrpc", "profile": "demo"}, {}, "task: got 'mrpc' for profile 'demo'; allowed: all, rotten"),
     ({"train": "false"}, {}, "train: got 'false', str; allowed: True or False, with a capital"),
@@ -30,9 +31,15 @@ BAD = [
     ({"tau": params.Positive}, {"tau": -2}, "tau: got -2, int; allowed: a number above 0 (YAML: 1.0e-4)"),
     ({"tau": params.Positive}, {"tau": float("nan")}, "tau: got nan, float; allowed: a number above 0 (YAML: 1.0e-4)"),
     ({"tau": params.Positive}, {"tau": "2"}, "tau: got '2', str; allowed: a number above 0 (YAML: 1.0e-4)"),
+    ({"repeats": params.Count}, {"repeats": 0}, "repeats: got 0, int; allowed: a whole number from 1"),
+    ({"repeats": params.Count}, {"repeats": -1}, "repeats: got -1, int; allowed: a whole number from 1"),
+    ({"repeats": params.Count}, {"repeats": 2.0}, "repeats: got 2.0, float; allowed: a whole number from 1"),
+    ({"repeats": params.Count}, {"repeats": True}, "repeats: got True, bool; allowed: a whole number from 1"),
+    ({"seeds": int}, {"seeds": 10**400}, f"seeds: got {10**400}, int; allowed: a whole number"),
+    ({"tau": params.Positive}, {"tau": 10**400}, f"tau: got {10**400}, int; allowed: a number above 0 (YAML: 1.0e-4)"),
     ({"task": ""}, {}, "task: got '' for profile 'mini'; allowed: all, mrpc, sst2, stsb, rotten, rte"),
     ({"profile": ""}, {}, "profile: got ''; allowed: smoke, demo, mini, paper"),
-    ({"profile": None}, {"profile": None}, "profile: got None; allowed: text"),
+    ({"profile": None}, {"profile": None}, "profile: got None; allowed: smoke, demo, mini, paper"),
     ({"task": None}, {"task": None}, "task: got None; allowed: text"),
     ({"train": None}, {"train": None}, "train: got None; allowed: True or False, with a capital"),
     ({"student": ("dropped", "pruned")}, {"student": "thin"}, "student: got 'thin'; allowed: 'dropped', 'pruned'"),
@@ -42,7 +49,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("given, namespace, said", BAD, ids=[said.split(";")[0] for *_, said in BAD])
+@pytest.mark.parametrize("given, namespace, said", BAD, ids=[said.split(";")[0][:40] for *_, said in BAD])
 def test_bad_inputs(given, namespace, said):
     with pytest.raises(params.BadParameter) as error:
         params.check(NAMES | namespace, **(GOOD | given))
@@ -58,6 +65,7 @@ def test_good_inputs():
     params.check({"tau": 2}, "00_distillation", tau=float)
     params.check({"tau": 0.5}, "00_distillation", tau=params.Positive)
     params.check({"tau": 2}, "00_distillation", tau=params.Positive)
+    params.check({"repeats": 1}, "00_distillation", repeats=params.Count)
     with pytest.raises(params.BadParameter, match="profile: unknown parameter; allowed: tau"):
         params.check({"tau": 2, "profile": "mini"}, "00_distillation", tau=float)
 
@@ -87,7 +95,7 @@ def test_papermill_fails_with_the_one_line(tmp_path):
 
 @pytest.mark.parametrize("name, value, line", [
     ("task", "", "task: got '' for profile 'mini'; allowed: all, mrpc, sst2, stsb, rotten, rte"),
-    ("profile", "None", "profile: got None; allowed: text"),
+    ("profile", "None", "profile: got None; allowed: smoke, demo, mini, paper"),
 ])
 def test_papermill_s_empty_values_are_refused(tmp_path, name, value, line):
     done, _ = run(tmp_path, "-p", name, value)
@@ -99,3 +107,40 @@ def test_papermill_runs_with_good_parameters_and_not_with_an_unknown_one(tmp_pat
     assert done.returncode == 0 and cells[-1].outputs[0].text == "worked mini rte True\n", done.stderr
     done, _ = run(tmp_path, "-p", "seedz", "5")
     assert done.returncode != 0 and "seedz: unknown parameter; allowed: profile, task, train" in done.stderr
+
+
+def test_glue_s_folder_is_taken_from_the_repository(tmp_path, monkeypatch):
+    (tmp_path / "_toc.yml").touch()
+    (tmp_path / "data" / "glue").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(folder)
+        for told in ("data/glue", "./data/glue", "~/data/glue", str(tmp_path / "data" / "glue")):
+            monkeypatch.setenv("KDUTILS_GLUE", told)
+            assert params.glue_source() == str(tmp_path / "data" / "glue")
+        monkeypatch.setenv("KDUTILS_GLUE", "nyu-mll/glue")
+        assert params.glue_source() == "nyu-mll/glue"
+
+
+@pytest.mark.parametrize(("told", "why"), [
+    ("/nope", "no such folder"), ("./nope", "no such folder"), ("~/nope", "no such folder"),
+    ("my/own/glue", "no such folder"),
+    ("glue", "no data in its folder mnli"),
+])
+def test_glue_that_cannot_be_there_is_one_line(tmp_path, monkeypatch, told, why):
+    (tmp_path / "_toc.yml").touch()
+    (tmp_path / "glue" / "mnli").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KDUTILS_GLUE", told)
+    params.check_glue(["rotten", "synthetic"])
+    with pytest.raises(params.BadParameter) as error:
+        params.check_glue(["synthetic", "mnli-mm"])
+    said = str(error.value)
+    assert said.startswith("KDUTILS_GLUE: got ") and f"for task 'mnli-mm' ({why}); allowed: a hub id, or" in said
+    (tmp_path / "glue" / "mnli" / "train.parquet").touch()
+    monkeypatch.setenv("KDUTILS_GLUE", "glue")
+    params.check_glue(["mnli-mm"])
+    monkeypatch.setenv("KDUTILS_GLUE", "somebody/glue")
+    params.check_glue(["rte"])

@@ -1,5 +1,6 @@
 """Specs, keys, the store under faults, publishing. None of it needs torch."""
 
+import contextlib
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdutils import experiments, profiles, records, spec, store
+from kdutils import experiments, figures, profiles, records, spec, store
 from kdutils.records import Busy, MissingRuns, Spec, Store, ensure, frame, look_up, publish, stale
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,7 +149,8 @@ def test_a_bad_outcome_stores_nothing(here, outcome, line):
     assert here.get(a_spec()) is None and not list(here.runs.rglob("*"))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', '{"schema": 1, "key": 3}', "\x00\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1}', '{"schema": 1, "key": 3}', "\x00\x00",
+                                  "[" * 100_000], ids=lambda text: text[:20])
 def test_torn_and_foreign_files_are_no_records(here, text):
     here.put(a_spec(), OUTCOME, 1.0)
     here.path(a_spec()).write_text(text)
@@ -156,6 +158,17 @@ def test_torn_and_foreign_files_are_no_records(here, text):
         assert here.get(a_spec()) is None
     with pytest.warns(UserWarning, match="torn or foreign"):
         assert here.records("01_pilot") == []
+
+
+def test_a_nan_and_a_folder_are_no_records(here):
+    record = here.put(a_spec(), OUTCOME, 1.0)
+    here.path(a_spec()).write_text(json.dumps(record | {"losses": {"kd": float("nan")}}))
+    here.path(a_spec(1)).mkdir()
+    for seed, why in enumerate(("is torn or foreign", r"cannot be read \(Is a directory\)")):
+        with pytest.warns(UserWarning, match=f"{a_spec(seed).key}.json {why}"):
+            assert here.get(a_spec(seed)) is None
+    with pytest.warns(UserWarning):
+        assert here.records("01_pilot") == [] and publish("01_pilot", here) == {"01_pilot": 0}
 
 
 @pytest.mark.parametrize("name", ["created", "seconds", "device", "versions", "commit", "dirty", "metrics", "best",
@@ -342,6 +355,32 @@ def test_the_store_is_found_from_below_the_repository(tmp_path, monkeypatch):
     assert Store().runs == tmp_path / "runs" and Store().published == tmp_path / "book" / "records"
     monkeypatch.setenv("KDUTILS_RUNS", "elsewhere")
     assert Store().runs == tmp_path / "elsewhere" and Store("x").runs == tmp_path / "x"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KDUTILS_RUNS", "~/runs")
+    assert Store().runs == tmp_path / "home" / "runs"
+
+
+@pytest.mark.parametrize("below", ["", "/deep/below"])
+def test_a_store_that_can_be_no_folder_is_refused_in_one_line(tmp_path, monkeypatch, capsys, below):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KDUTILS_RUNS", f"{tmp_path}/file{below}")
+    line = f"KDUTILS_RUNS: got '{tmp_path}/file{below}'; allowed: a folder ({tmp_path}/file is none)"
+    with pytest.raises(ValueError) as error:
+        Store()
+    assert str(error.value) == line and error.value._render_traceback_() == [f"ValueError: {line}"]
+    assert records.main(["status"]) == 2 and capsys.readouterr().err == line + "\n"
+
+
+def test_a_store_that_cannot_be_written_is_refused_in_one_line(here, monkeypatch):
+    here.check_writable()
+    assert list(here.runs.iterdir()) == []
+
+    def read_only(**kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(ValueError, match=r"KDUTILS_RUNS: got .*runs'; allowed: .* be written \(Permission denied\)"):
+        here.check_writable()
 
 
 def test_five_thousand_published_records_are_looked_up_in_a_second_without_torch(tmp_path, here):
@@ -431,15 +470,36 @@ def test_a_torn_published_line_is_named_and_skipped(here):
         assert len(Store(here.runs / "none", here.published).records("01_pilot")) == 1
 
 
+@pytest.mark.parametrize("line", ["<<<<<<< ours", '{"key": "torn', '{"foreign": 1}'])
+def test_publishing_never_drops_a_published_line(here, line, monkeypatch, capsys):
+    for seed in range(2):
+        here.put(a_spec(seed), OUTCOME, 1.0)
+    publish(store=here)
+    path = here.published / "01_pilot.jsonl"
+    text = path.read_text().replace("\n", f"\n{line}\n", 1)
+    path.write_text(text)
+    monkeypatch.setattr(records, "Store", lambda: here)
+    for chapter in ([], ["--chapter", "01_pilot"]):
+        with pytest.warns(UserWarning) if not chapter else contextlib.nullcontext():
+            assert records.main(["publish", *chapter]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"{here.published}: got no record in 01_pilot.jsonl:2; allowed")
+        assert said.count("\n") == 1
+        assert path.read_text() == text
+    path.write_text(text.replace(f"{line}\n", ""))
+    assert publish(store=here) == {"01_pilot": 2}
+
+
 def test_unknown_chapters_and_unpublished_profiles(here):
     here.put(a_spec(), OUTCOME, 1.0)
     here.put(a_spec(profile="smoke"), OUTCOME, 1.0)
     assert publish(store=here) == {"01_pilot": 1}
     here.put(a_spec(chapter="99_other"), OUTCOME, 1.0)
-    with pytest.raises(ValueError, match="chapter: got 99_other; allowed: 00_choices"):
-        publish(store=here)
-    with pytest.raises(ValueError, match="chapter: got pilot; allowed"):
-        publish("pilot", here)
+    with pytest.warns(UserWarning, match="99_other: records of no chapter, not published"):
+        assert publish(store=here) == {"01_pilot": 1}
+    for name in ("99_other", "pilot", ""):
+        with pytest.raises(ValueError, match=f"chapter: got '{name}'; allowed: 00_choices"):
+            publish(name, here)
     assert not (here.published / "99_other.jsonl").exists()
 
 
@@ -457,6 +517,29 @@ def test_records_of_an_older_recipe_are_stale_until_replaced(here, monkeypatch):
     assert Store(here.runs / "none", here.published).get(a_spec())["seconds"] == 2.0
 
 
+def test_a_record_of_a_newer_recipe_is_an_error_and_not_a_missing_run(here, monkeypatch, capsys):
+    made = here.put(a_spec(), OUTCOME, 1.0)
+    here.path(a_spec()).write_text(json.dumps(made | {"recipe": records.RECIPE + 1}))
+    line = f"recipe: got {records.RECIPE + 1} in the record 01_pilot/{a_spec().key}; allowed: at most {records.RECIPE} "
+    with pytest.raises(ValueError) as error:
+        ensure([a_spec()], None, train=True, store=here)
+    assert str(error.value).startswith(line) and error.value._render_traceback_() == [f"ValueError: {error.value}"]
+    assert stale(here) == []
+    monkeypatch.setattr(experiments, "plan", lambda chapter, profile: [a_spec()] if chapter == "01_pilot" else [])
+    monkeypatch.setattr(records, "Store", lambda: here)
+    assert records.main(["status"]) == 2 and capsys.readouterr().err.startswith(line)
+
+
+def test_a_chapter_whose_runs_are_never_found_stops(monkeypatch):
+    rounds = []
+    monkeypatch.setattr(experiments, "plan", lambda *_: [a_spec()])
+    monkeypatch.setattr(figures, "look_up", lambda specs: ([], specs))
+    monkeypatch.setattr(figures, "ensure", lambda specs, run, train: rounds.append(specs))
+    with pytest.raises(RuntimeError, match="1 runs were made but are not in the store, such as 01_pilot mini mrpc KD"):
+        figures.runs("01_pilot", "mini", train=True)
+    assert rounds == [[a_spec()]]
+
+
 def test_command_line(here, monkeypatch, capsys):
     class Pilot:
         @staticmethod
@@ -472,7 +555,9 @@ def test_command_line(here, monkeypatch, capsys):
     assert records.main(["publish", "--chapter", "01_pilot"]) == 0
     assert capsys.readouterr().out == "01_pilot: 1 runs\n"
     assert records.main(["publish", "--chapter", "1"]) == 2
-    assert capsys.readouterr().err.startswith("chapter: got 1; allowed: 01_pilot")
+    assert capsys.readouterr().err.startswith("chapter: got '1'; allowed: 01_pilot")
+    assert records.main(["status", "--profile", ""]) == 2
+    assert capsys.readouterr().err == "profile: got ''; allowed: smoke, demo, mini, paper\n"
 
 
 def test_unknown_chapter_profile_and_task_are_refused():

@@ -186,7 +186,7 @@ def test_visible_gpus_are_found(monkeypatch):
 @pytest.mark.parametrize(("how", "line"), [
     ({"workers": 0}, "workers: got 0; allowed: integers from 1"),
     ({"threads": 0}, "threads: got 0"),
-    ({"per_gpu": "2"}, "per_gpu: got '2'"),
+    ({"per_gpu": "2"}, "per-gpu: got '2'"),
     ({"retries": -1}, "retries: got -1; allowed: integers from 0"),
     ({"backend": "dask"}, "backend: got 'dask'; allowed: local, ray"),
     ({"shard": "4/4"}, "shard: got '4/4'; allowed: i/n with i from 0 to n - 1"),
@@ -195,6 +195,19 @@ def test_bad_arguments_stop_before_any_work(here, how, line):
     with pytest.raises(ValueError, match=line):
         sweep_it(SPECS, here, **how)
     assert not here.runs.exists()
+
+
+def test_a_store_or_a_source_that_cannot_be_used_stops_before_any_worker(here, monkeypatch):
+    monkeypatch.setattr(pools, "local", None)
+    specs = [Spec("01_pilot", task, "KD", "mini", 0, {}, {}) for task in ("rotten", "mrpc")]
+    monkeypatch.setenv("KDUTILS_GLUE", "/nope")
+    for call in (sweep_it, wanted.dry_run):
+        with pytest.raises(ValueError, match=r"KDUTILS_GLUE: got '/nope' for task 'mrpc' \(no such folder\)"):
+            call(specs, here)
+    assert not here.runs.exists()
+    here.runs.symlink_to("/proc/nope/runs")
+    with pytest.raises(ValueError, match="KDUTILS_RUNS: got .*; allowed: a folder that can be written"):
+        sweep_it(specs[:1], here)
 
 
 # Shards
@@ -375,10 +388,13 @@ def test_ray_leaves_the_store_that_one_worker_leaves(tmp_path, cluster):
     assert len({attempts(ray, spec)[0].split()[0] for spec in specs[:6]}) == 2
 
 
-def test_without_ray_one_line_says_so(here, monkeypatch):
+def test_without_ray_one_line_says_so(here, in_process, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match="backend: got 'ray', which is not installed"):
         sweep_it(SPECS, here, backend="ray")
+    code, out, err = in_process("01_pilot", "--profile", "smoke", "--backend", "ray", "--dry-run")
+    assert code == 2 and out == "" and err.startswith("backend: got 'ray', which is not installed")
+    assert not here.runs.exists()
 
 
 # The dry run and the command line
@@ -486,7 +502,20 @@ def test_command_line_runs_reports_and_goes_on(command, tmp_path):
     (["01_pilot", "--method", "KDD,KD"], "method: got KDD; allowed: KD"),
     (["01_pilot", "--seeds", "five"], "seeds: got 'five'; allowed: numbers and ranges"),
     (["01_pilot", "--seeds", "3-1"], "seeds: got '3-1'"),
-    (["01_pilot", "--seeds", "2,7"], "seed: got 7; allowed: 0, 1, 2, 3"),
+    (["01_pilot", "--seeds", "2,7"], "seeds: got 7; allowed: 0, 1, 2, 3"),
+    (["01_pilot", "--seeds", ""], "seeds: got ''; allowed: numbers and ranges"),
+    (["01_pilot", "--seeds", "²"], "seeds: got '²'; allowed: numbers and ranges"),
+    (["01_pilot", "--seeds", "0-²"], "seeds: got '0-²'; allowed: numbers and ranges"),
+    (["01_pilot", "--task", ""], "task: got '' for profile 'smoke'; allowed: synthetic"),
+    (["01_pilot", "--method", ""], "method: got ''; allowed: KD"),
+    (["01_pilot", "--profile", ""], "profile: got ''; allowed: smoke"),
+    (["01_pilot", "--gpus", "", "--dry-run"], "gpus: got ''; allowed: "),
+    (["01_pilot", "--per-gpu", "0"], "per-gpu: got 0; allowed: integers from 1"),
+    (["01_pilot", "--shard", "²/3"], "shard: got '²/3'; allowed: i/n"),
+    (["01_pilot", "--workers", "²"], "workers: got '²'; allowed: integers from 1, or auto"),
+    (["01_pilot", "--pack", "²"], "pack: got '²'; allowed: integers from 1, or auto"),
+    (["01_pilot", "--retries", "-1", "--dry-run"], "retries: got -1; allowed: integers from 0"),
+    (["01_pilot", "--backend", "ray", "--pack", "2", "--dry-run"], "pack: got 2 with backend ray; allowed: 1"),
     (["01_pilot", "--shard", "2"], "shard: got '2'; allowed: i/n"),
     (["01_pilot", "--limit", "0"], "limit: got 0"),
     (["01_pilot", "--workers", "0"], "workers: got 0"),
@@ -495,14 +524,45 @@ def test_command_line_runs_reports_and_goes_on(command, tmp_path):
     (["01_pilot", "--gpus", "98,99", "--dry-run"], "gpus: got 98, 99; allowed: "),
     (["01_pilot", "--pack", "0"], "pack: got 0; allowed: integers from 1, or auto"),
     (["01_pilot", "--pack", "few", "--dry-run"], "pack: got 'few'; allowed: integers from 1, or auto"),
-    (["--list", "nowhere"], "list: got 'nowhere'; allowed: a file of specs"),
-    (["--list", "list"], "list: got line 2 of list; allowed: a spec or record"),
+    (["01_pilot", "--list", "nowhere"], "list: got 'nowhere'; allowed: a file of specs (No such file"),
+    (["01_pilot", "--list", ""], "list: got ''; allowed: a file of specs (Is a directory)"),
+    (["--list", "list", "--profile", "mini"], "profile: got 'mini' with a list alone, whose specs say theirs"),
+    (["--list", "list", "--task", ""], "task: got '' with a list alone, whose specs say theirs"),
 ])
 def test_bad_command_lines_get_one_line(in_process, tmp_path, arguments, line):
-    (tmp_path / "list").write_text(json.dumps(asdict(a_spec(0))) + "\n{}\n")
-    code, out, err = in_process("--profile", "smoke", *arguments)
+    profile = ["--profile", "smoke"] if "list" not in arguments else []
+    code, out, err = in_process(*profile, *arguments)
     assert code == 2 and out == "" and err.startswith(line) and err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("change", "line"), [
+    ({"chapter": "99_none"}, "chapter: got '99_none'; allowed: 00_choices"),
+    ({"profile": "big"}, "profile: got 'big'; allowed: smoke"),
+    ({"task": "mrpc"}, "task: got 'mrpc' for profile 'smoke'; allowed: synthetic"),
+    ({"settings": {"epochs": "three"}}, "epochs: got 'three'; allowed: int"),
+    ({"settings": {"epochs": True}}, "epochs: got True; allowed: int"),
+    ({"settings": {"lr": "1e-4"}}, "lr: got '1e-4'; allowed: float"),
+    ({"settings": {"layers": 3}}, "layers: got 3; allowed: tuple"),
+    ({"settings": {"model": None}}, "model: got None; allowed: str"),
+    ({"seed": -1}, "seed: got -1"), ("[" * 100_000, "maximum recursion"), ("{}", ""), ("5", ""),
+], ids=lambda value: str(value)[:30])
+def test_bad_lines_of_a_list_are_named(in_process, tmp_path, change, line):
+    bad = change if isinstance(change, str) else json.dumps(asdict(a_spec(0)) | change)
+    (tmp_path / "list").write_text(f"{json.dumps(asdict(a_spec(0)))}\n\n{bad}\n")
+    code, out, err = in_process("--list", "list", "--dry-run")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith(f"list: got line 3 of list; allowed: a spec or record ({line}")
+
+
+def test_a_list_s_lines_end_at_newlines_only_and_its_text_is_utf_8(in_process, tmp_path):
+    specs = [a_spec(0, word="a\u2028b"), Spec("01_pilot", "synthetic", "KD", "smoke", 1, {}, {"lr": 1, "layers": [1]})]
+    text = "\r\n\n".join(json.dumps(asdict(spec), ensure_ascii=False) for spec in specs)
+    (tmp_path / "list").write_bytes(text.encode())
+    assert wanted.listed(tmp_path / "list") == specs
+    (tmp_path / "list").write_bytes(b"\xff\n")
+    code, _, err = in_process("--list", "list")
+    assert code == 2 and err.startswith("list: got 'list'; allowed: a file of specs ('utf-8' codec") and "\n" == err[-1]
 
 
 def test_selection(in_process, tmp_path):
@@ -510,7 +570,8 @@ def test_selection(in_process, tmp_path):
     (tmp_path / "list").write_text("".join(json.dumps(asdict(spec)) + "\n" for spec in planned[1:]))
 
     def chosen(*arguments):
-        return wanted.chosen(sweep._parser().parse_args(["--profile", "smoke", *arguments]))
+        profile = [] if arguments[0] == "--list" else ["--profile", "smoke"]
+        return wanted.chosen(sweep._parser().parse_args([*arguments, *profile]))
 
     assert set(planned) < set(chosen("all"))
     assert chosen("01_pilot") == planned and chosen("--list", "list") == planned[1:]
@@ -550,3 +611,18 @@ def test_a_sweep_that_is_ended_leaves_no_worker_and_keeps_its_runs(command, tmp_
         time.sleep(0.02)
     assert store.get(specs[0]) and command("--list", "list").returncode == 0
     assert store.get(specs[1]) and len(attempts(store, specs[1])) == (1 if sign == signal.SIGKILL else 2)
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (["--task", "nope"], "task: got 'nope'; allowed: mrpc"),
+    (["--steps", "0"], "steps: got 0; allowed: numbers above 0"),
+    (["--seeds", "-1"], "seeds: got -1; allowed: numbers above 0"),
+    (["--epochs", "nan"], "epochs: got nan; allowed: numbers above 0"),
+])
+def test_bad_options_of_the_benchmarks_get_one_line(monkeypatch, capsys, arguments, line):
+    from benchmarks import __main__ as benchmarks
+
+    monkeypatch.setattr(benchmarks, "measure", None)
+    assert benchmarks.main(["--only", "training", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1
