@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -155,6 +156,7 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     if words:
         words.release()
     model.eval()
+    give_back_memory()
     return outcome
 
 
@@ -256,6 +258,12 @@ def keep_memory() -> None:
         return
     for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
         mallopt(option, value)
+
+
+def give_back_memory() -> None:
+    """The counterpart at a training's end, without which a process of many trainings grows with each."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def best_device() -> torch.device:
