@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdutils import figures
+from kdutils import figures, tasks
 from kdutils.records import Record, Store, repository
 
 FIRST = ("chapter", "what", "batch", "reference loop", "seconds", "cpu seconds", "seeds", "reference", "its error",
@@ -58,7 +58,8 @@ def busy(record: dict) -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """What a measure's size is asked to be: at least (`least`) or at most `limit`; on a GPU only, where `gpu`."""
+    """What a measure's size is asked to be: at least (`least`) or at most `limit`; on a GPU only, where `gpu`.
+    "{metric}" in `what` is the metric that verdicts read on the record's task."""
 
     name: str
     part: str
@@ -72,8 +73,10 @@ class Target:
 TARGETS = (
     Target("reference loop's epoch over ours", "training", "ours", "reference / it", 10, True),
     Target("Trainer's epoch over ours", "training", "ours", "Trainer / it", 5, True),
-    Target("both loops' students apart (Matthews, test), in standard errors", "quality", "test matthews",
+    Target("both loops' students apart (the verdicts' metric, test), in standard errors", "quality", "test {metric}",
            "difference / error", 1, False),
+    Target("both loops' students' agreement with the teacher apart (test), in standard errors", "quality",
+           "test agreement", "difference / error", 1, False),
     Target("scoring a batch, in training steps", "scoring", "scoring, a batch", "training steps", 2.5, False),
     Target("one student at a time over a pack", "replicas", "as a pack", "one at a time / it", 10, True, gpu=True),
     Target("minutes of 200 random-selection runs", "replicas", "as a pack", "minutes of 200 runs", 5, False, gpu=True),
@@ -86,7 +89,8 @@ def targets(found: list[dict]) -> pd.DataFrame:
     for target in TARGETS:
         asked = f"at {'least' if target.least else 'most'} {target.limit:g}" + (", on a GPU" if target.gpu else "")
         for record in of(found, target.part):
-            measured = value(record, target.what, target.column)
+            metric = tasks.get(record["task"]).verdict_metric if record["task"] else ""
+            measured = value(record, target.what.format(metric=metric), target.column)
             if measured is not None and (record["gpu"] or not target.gpu):
                 met = abs(measured) >= target.limit if target.least else abs(measured) <= target.limit
                 rows.append([target.name, asked, measured, "yes" if met else "no", place(record)])
@@ -97,7 +101,7 @@ def targets(found: list[dict]) -> pd.DataFrame:
 
 def in_short(found: list[dict]) -> dict[str, str]:
     """The measured value of every target as a text, every place's, by a name of one word."""
-    names = ("reference", "trainer", "quality", "scoring", "pack", "minutes")
+    names = ("reference", "trainer", "quality", "agreement", "scoring", "pack", "minutes")
     table, made = targets(found), {}
     for name, target in zip(names, TARGETS, strict=True):
         seen = table[(table["measure"] == target.name) & table["measured"].notna()]

@@ -90,7 +90,8 @@ def test_the_paper_profile_runs_without_the_hub(capsys):
     assert table["chapter"].tolist() == [name for name in experiments.CHAPTERS if name != "00_choices"]
     assert table["hours"].sum() == pytest.approx(sum(row["hours"] for row in rows))
     cost_page.paper_cost("04_peakd", measured)
-    assert capsys.readouterr().out.startswith("04_peakd at profile paper: 6,918 planned runs, about ")
+    planned = sum(len(experiments.plan("04_peakd", "paper", task)) for task in profiles.task_names("paper"))
+    assert capsys.readouterr().out.startswith(f"04_peakd at profile paper: {planned:,} planned runs, about ")
     cost_page.paper_cost("04_peakd", [])
     assert "not measured yet" in capsys.readouterr().out
 
@@ -130,9 +131,11 @@ def test_targets_are_judged_from_records():
     ours = {"what": "ours"} | wall | cores
     pack = [{"what": "as a pack", "one at a time / it": 20.0, "minutes of 200 runs": 4.0}]
     met = cost_page.targets([record("training", [ours]), record("replicas", pack)]).set_index("measure")["met"]
-    assert met.tolist() == ["no", "yes", *["not measured"] * 4]
-    apart = record("quality", [{"what": "test matthews", "difference / error": -1.5}])
+    assert met.tolist() == ["no", "yes", *["not measured"] * 5]
+    apart = record("quality", [{"what": f"test {name}", "difference / error": by}
+                               for name, by in (("matthews", 0.5), ("accuracy", -1.5), ("agreement", 0.9))])
+    apart["task"] = "sst2"  # whose verdicts read accuracy
     busy = [record("training", [ours], load=4.0), record("replicas", pack, gpu=True), apart]
-    assert cost_page.targets(busy)["met"].tolist() == ["yes", "no", "no", "not measured", "yes", "yes"]
+    assert cost_page.targets(busy)["met"].tolist() == ["yes", "no", "no", "yes", "not measured", "yes", "yes"]
     assert cost_page.in_short(busy)["pack"] == "20.0 (a machine, 2 threads)"
     assert cost_page.in_short([])["scoring"] == "not measured yet"

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from kdutils import experiments, profiles, tasks
+from kdutils import claims, experiments, profiles, tasks
 from kdutils.experiments import choices, common
 from kdutils.records import look_up
 
@@ -34,6 +34,16 @@ def test_settings_of_a_profile():
     assert profiles.settings("mini", "mrpc", lr=1.0).lr == 1.0
     assert set(profiles.task_names("mini")) == {"mrpc", "sst2", "stsb", "rotten", "rte"}
     assert profiles.settings("mini", "sst2").rows == 8000 and profiles.settings("demo", "rotten").rows == 1600
+
+
+def test_further_seeds_go_to_tasks_that_claims_plan():
+    mini, claimed = profiles.profile("mini"), {task for claim in claims.load()["claims"] for task in claim["tasks"]}
+    for task in profiles.task_names("mini"):
+        assert list(mini.more_seeds(task)) == (list(range(5, 10)) if task in claimed else [])
+        for chapter in ("02_stark", "03_stark_auto", "04_peakd", "06_ksm"):
+            specs = experiments.plan(chapter, "mini", task)
+            seeds = {spec.seed for spec in specs if not spec.method.startswith("tune")}
+            assert not seeds or (max(seeds) >= 5) == (task in claimed)
 
 
 def test_plans_differ_between_profiles_and_stay_within_their_budget():

@@ -19,6 +19,7 @@ def make(chapter: str, profile: str, task: str, method: str, seed: int, args: di
 
 
 def settings_of(spec: Spec) -> profiles.Settings:
+    """The expanded profile of a spec, whose lists stood in JSON."""
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.settings.items()}
     return profiles.Settings(**values)
 

@@ -45,7 +45,7 @@ def plan(profile: str, task: str) -> list[Spec]:
     if tasks.get(task).regression:
         return []
     chosen, small = profiles.profile(profile), profile in probes.SMALL
-    few, more = range(1 if small else chosen.seeds), range(chosen.seeds, 0 if small else chosen.headline_seeds)
+    few, more = range(1 if small else chosen.seeds), range(0) if small else chosen.more_seeds(task)
 
     def specs(method, seeds=few, **args):
         return [make(profile, task, method, seed, **args) for seed in seeds]

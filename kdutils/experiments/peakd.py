@@ -85,7 +85,7 @@ def best(records: list[Record]) -> dict:
 def _compared(profile: str, task: str) -> Iterator[Spec]:
     chosen, light = profiles.profile(profile), profile in UNPUBLISHED
     classes = not tasks.get(task).regression  # a regression has no classes to be confident of
-    few, more = range(chosen.seeds), range(chosen.seeds, chosen.headline_seeds)
+    few, more = range(chosen.seeds), chosen.more_seeds(task)
     rest = few[:1] if light else few
     shown = {"smoke": 1, "demo": 0}.get(profile)  # how many thresholds and further depths
     every = (*SPS, "Pea-KD") if classes else SPS

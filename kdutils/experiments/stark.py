@@ -102,9 +102,8 @@ def _grid(profile, task, seeds, grid, student="dropped", scores="knowledgeable")
 
 def _more_seeds(profile: str, task: str, student: str) -> Iterator[Spec]:
     """The other seeds of the headline claims, at the sparsity that the first ones chose."""
-    size = profiles.profile(profile)
     best = {scores: chosen(profile, task, student, scores) for scores in ("knowledgeable", "random")}
-    for seed in range(size.seeds, size.headline_seeds):
+    for seed in profiles.profile(profile).more_seeds(task):
         yield one(profile, task, "KD", seed, student)
         yield from (sparse(profile, task, seed, s, student, scores) for scores, s in best.items() if s)
 

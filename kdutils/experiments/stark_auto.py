@@ -40,7 +40,7 @@ def _quick(profile: str, task: str) -> list[Spec]:
 
 def _plan(profile: str, task: str) -> Iterator[Spec]:
     chosen = profiles.profile(profile)
-    few, more = range(chosen.seeds), range(chosen.seeds, chosen.headline_seeds)
+    few, more = range(chosen.seeds), chosen.more_seeds(task)
     for student in ("dropped", "pruned"):
         for seeds in (few, more):
             yield from (one(profile, task, seed, student) for seed in seeds)

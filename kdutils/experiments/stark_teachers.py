@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kdutils.experiments import common
-from kdutils.records import Spec, Store
+from kdutils.records import RECIPE, Spec, Store
 
 CHAPTER = "02_stark"  # of the trial distillations, for chapter 03 too
 LAMBDAS = {"expressiveness": 1.0, "friendliness": 0.0}
@@ -39,12 +39,13 @@ def timed(make: Callable) -> tuple:
 
 
 def remembered(kind: str, about: str, make: Callable[[], dict]) -> tuple[dict, float | None]:
-    """The tensors that `make()` returns, by name, kept on disk under `kind` and the text `about` that decides them, and
-    the seconds that making them took; None for those of an older file that does not say."""
+    """The tensors that `make()` returns, by name, kept on disk under `kind`, the recipe and the text `about` that
+    decides them, and the seconds that making them took; None for those of an older file that does not say."""
     import torch
     from safetensors.torch import load_file
 
-    path = Store().runs / "cache" / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:24]}.safetensors"
+    key = hashlib.sha256(f"{RECIPE} {about}".encode()).hexdigest()[:24]
+    path = Store().runs / "cache" / f"{kind}-{key}.safetensors"
     if not path.exists():
         made, took = timed(make)
         _write(made | {"seconds": torch.tensor(took, dtype=torch.float64)}, path)
