@@ -71,6 +71,29 @@ def test_page_works_offline(site, name):
     assert not [url for url in loaded if url and urlsplit(url).netloc]
 
 
+def test_a_reference_has_the_label_that_it_is_cited_by(site):
+    labels = {node.get_text() for node in article(site, "book/references").select(".citation .label")}
+    links = [link for name in PAGES for link in article(site, name).select("a[href*='references.html#id']")]
+    assert len(links) > 10 and {f"[{link.get_text()}]" for link in links} <= labels
+
+
+def test_every_figure_is_listed_below_its_chapter(site):
+    listed = {}
+    for entry in article(site, "book/figures").select("article ul > li:has(> ul)"):
+        listed[entry.find("a").get_text()] = [link.get_text() for link in entry.find("ul").find_all("a")]
+    pages = [article(site, name) for name in PAGES]
+    shown = {made.find("h1").find(string=True): len(made.select("figure:has(> figcaption)")) for made in pages}
+    assert {title: len(links) for title, links in listed.items()} == {k: v for k, v in shown.items() if v}
+    assert all(re.match(r"Figure \d+: \w", link) for links in listed.values() for link in links)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book" / "_static" / "diagrams").glob("*.svg")), ids=lambda p: p.stem)
+def test_a_diagram_is_small_and_its_type_is_not(path):
+    text = path.read_text()
+    assert len(text) < 8000 and "<title>" in text and "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert min(float(size) for size in re.findall(r"([\d.]+)px", text)) >= 12
+
+
 def test_the_front_door_leads_to_the_introduction(site):
     assert f"url={TOC['root']}.html" in (site / "index.html").read_text()
 

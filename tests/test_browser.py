@@ -67,6 +67,21 @@ def test_a_phone_scrolls_down_only(browser, site, name):
     assert browser.run("[screen.width, innerWidth, document.documentElement.scrollWidth]") == [PHONE[0]] * 3
 
 
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
+def test_a_phone_shows_figures_large_and_captions_whole(browser, site, name):
+    visit(browser, site, name, PHONE)
+    boxes = "[...document.querySelectorAll('.bd-article {}')].map(node => node.getBoundingClientRect().{})"
+    assert min(browser.run(boxes.format("figure img", "width")), default=640) >= 640
+    assert max(browser.run(boxes.format(":is(figcaption, caption)", "right")), default=0) <= PHONE[0]
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("notebooks/")])
+def test_a_desk_shows_code_whole(browser, site, name):
+    visit(browser, site, name)
+    hidden = "[...document.querySelectorAll('.bd-article .cell pre')].map(code => code.scrollWidth - code.clientWidth)"
+    assert max(browser.run(hidden)) <= 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_text_and_pictures_can_be_seen(browser, site, name, scheme):
