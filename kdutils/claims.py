@@ -24,7 +24,7 @@ from kdutils import tasks
 from kdutils.records import repository
 
 PARTS = ("tables", "checks", "claims")
-FIELDS = ("id", "paper", "chapter", "section", "sentence", "kind", "seeds", "tasks", "a", "b")
+FIELDS = ("id", "paper", "chapter", "section", "short", "sentence", "kind", "seeds", "tasks", "a", "b")
 KINDS = ("beats", "nearly", "wider", "correlation")
 AVERAGE = "all average"
 
@@ -123,6 +123,25 @@ def evaluate(formula: dict[str, Any], data: dict[str, Any] | None = None) -> flo
         return values[0] - values[1]
     x, bottom, top = values
     return (x - bottom) / (top - bottom)
+
+
+def on_tasks(formula: dict[str, Any], metrics: dict[str, str], data: dict[str, Any] | None = None) -> float:
+    """A `difference` with the averages in it taken over some tasks alone, {task: metric}; NaN for any other formula,
+    and where the paper does not print one of those cells."""
+    if "difference" not in formula:
+        return np.nan
+    wanted = [f"{task} {metric}" for task, metric in metrics.items()]
+    sides = []
+    for operand in formula["difference"]:
+        cells = []
+        for ref in operand if isinstance(operand, list) else [operand]:
+            table, row, column = _row(ref, data or load())
+            values = dict(zip(table["columns"], table["rows"][row], strict=True))
+            asked = wanted if column in (None, AVERAGE) else [c for c in (column,) if c in wanted]
+            cells += [values.get(c) for c in asked]
+        sides.append(cells)
+    known = all(cells and None not in cells for cells in sides)
+    return float(np.mean(sides[0]) - np.mean(sides[1])) if known else np.nan
 
 
 def _mean(refs: list[str], data: dict[str, Any]) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import io
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from IPython.display import Markdown, display
 from kdutils.intervals import paired
 from kdutils.params import in_one_line
 from kdutils.records import MissingRuns, Record, Spec, command_for, ensure, frame, look_up
+from kdutils.tasks import readable
 
 DASH = "–"
 NATURAL = ("nll", "entropy", "mse")  # measures in their own units; all others are fractions, shown in points
@@ -58,8 +60,12 @@ def runs(chapter: str, profile: str, task: str = "all", train: bool = False,
 
     found, missing = look_up(planned())
     while missing and train:
+        before = missing
         ensure(missing, experiments.run, train=True)
         found, missing = look_up(planned())  # some runs are planned only once those that they build on are there
+        if missing == before:
+            made = f"{len(missing)} runs were made but are not in the store, such as {missing[0]}"
+            raise in_one_line(RuntimeError(made))
     if not found:
         raise in_one_line(MissingRuns(missing, command_for(missing)))
     return Runs(found, missing, frame(found))
@@ -129,16 +135,23 @@ def plus_minus(mean: float, half: float, n: int, digits: int = 1, sign: bool = F
     """`78.4 ± 0.9 (5)`: mean, half width of the 95 % interval, n; no half width where there is one value only."""
     if not n or math.isnan(mean):
         return f"{DASH} ({n})" if n else DASH
-    shown = f"{mean:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    shown = number(mean, digits, sign)
     return f"{shown} ({n})" if math.isnan(half) else f"{shown} ± {half:.{digits}f} ({n})"
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """A number with a true minus sign, and with its plus where `sign`; a dash where there is none."""
-    return DASH if pd.isna(value) else f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    """A number with a true minus sign, and with its plus where `sign`; what rounds to zero has no sign; a dash where
+    there is no number."""
+    if pd.isna(value):
+        return DASH
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("+-")
 
 
 # -------------------------------------------------------------------------------------------------- tables and numbers
+
+
+NUMBER = re.compile(r"<td>(?=[^<]*\d)([^<A-Za-z]{1,28})</td>")  # a cell that is kept on one line
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         html = self.data.to_html(index=False, border=0, justify="left")
+        html = NUMBER.sub(r'<td class="number">\1</td>', html)
         return html.replace("<thead>", f"<caption>{escape(self.caption)}</caption>\n<thead>", 1)
 
     def __repr__(self) -> str:
@@ -157,17 +171,18 @@ class Table:
 
 
 def table(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
-    """Show `data` with its caption, or a line where there are no rows. Floats are printed as they are, to `digits`
-    places: scale them before."""
+    """Show `data` with its caption, tasks and metrics under their readable names, or a line where there are no rows.
+    Floats are printed as they are, to `digits` places: scale them before."""
     if data.empty:
         print(f"No runs yet for: {caption}")
         return
 
     def text(value):
         plain = value is not None and value is not pd.NA and not isinstance(value, float | np.floating)
-        return str(value) if plain else number(value, digits)
+        return readable(str(value)) if plain else number(value, digits)
 
-    display(Table(pd.DataFrame({str(name): [text(v) for v in column] for name, column in data.items()}), caption))
+    named = {readable(str(name)): [text(v) for v in column] for name, column in data.items()}
+    display(Table(pd.DataFrame(named), readable(caption)))
 
 
 def glue(name: str, value: str | float) -> None:

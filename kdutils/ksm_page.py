@@ -9,8 +9,8 @@ import pandas as pd
 
 from kdutils import figures, tables, tasks, verdicts
 from kdutils.experiments import ksm
-from kdutils.probes_page import TYPES
-from kdutils.tables import by_seed, pooled, said, task_names, text, versus
+from kdutils.probes_page import TYPES, papers_accuracy
+from kdutils.tables import by_seed, clear, compared, pooled, readable, said, task_names, text, versus
 
 VARIED = ("layers", "multi_phase", "exploration", "proportion", "reward", "phase", "threshold", "source", "copies",
           "draw")
@@ -23,8 +23,11 @@ ABLATIONS = {"without the exploration reward": {"exploration": False},
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
-    """`tables.measured`, with the arguments that only some runs have."""
-    return tables.measured(frame, VARIED)
+    """`tables.measured`, with the arguments that only some runs have. `papers_f1` and `papers_accuracy` are those that
+    the paper prints for a task, on dev at the best epoch (MRPC's best is by F1, and its accuracy that of the last)."""
+    made = tables.measured(frame, VARIED, last="dev_accuracy", best="best_dev_accuracy", f1="best_dev_f1")
+    printed = ["f1" in tasks.get(name).metrics for name in made["task"]]
+    return made.assign(papers_f1=made["f1"].where(printed), papers_accuracy=papers_accuracy(made))
 
 
 def of(data: pd.DataFrame, method: str, task: str, **change) -> pd.DataFrame:
@@ -43,8 +46,8 @@ def other(data: pd.DataFrame, task: str) -> int | None:
 
 
 def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: bool = False) -> pd.DataFrame:
-    """One row a method, `columns` of each task as mean ± half width (n), under their metric; last the teacher and a
-    constant answer. With `deeper`, students of the second depth, which is in the tasks' names."""
+    """One row a method, `columns` of each task as mean ± half width (n), under their metric (see `compared`); last the
+    teacher and a constant answer. With `deeper`, students of the second depth, which is in the tasks' names."""
     there = {name: other(data, name) if deeper else None for name in task_names(data)}
     there = {name: layers for name, layers in there.items() if layers or not deeper}
     rows = []
@@ -54,9 +57,9 @@ def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: boo
             found = of(data, f"{method}-{layers}L", name, layers=layers) if layers else of(data, method, name)
             row |= {f"{name}, {layers} layers" if layers else headed(name, c): text(found[c]) for c in columns}
         rows.append(row)
-    made = pd.DataFrame(rows)
+    made = compared(pd.DataFrame(rows), "method")
     made = made[(made.drop(columns="method") != figures.DASH).any(axis=1)]
-    return made if "score" not in columns or deeper else pd.concat([made, _marks(data)]).fillna(figures.DASH)
+    return made if "score" not in columns or deeper else pd.concat([made, _marks(data)[list(made)]])
 
 
 def headed(task: str, column: str) -> str:
@@ -87,6 +90,23 @@ def ablations(data: pd.DataFrame) -> pd.DataFrame:
         if estimates:
             rows.append({"soft KSM minus the same": label} | {name: said(e) for name, e in estimates.items()})
     return pd.DataFrame(rows).fillna(figures.DASH)
+
+
+def deviation(data: pd.DataFrame, phase: int) -> dict[str, float]:
+    """By task the standard deviation of soft KSM's rewards of a step, r^p / k with k = `phase`, over all phases of
+    stage one, mean over runs: what r^p / k is divided by, and r^e is not."""
+    def within(episodes):
+        return np.std([reward for one in episodes for reward in one["rewards"]]) / phase
+
+    found = {name: of(data, "KSM-soft", name) for name in task_names(data)}
+    return {name: float(runs["extra_episodes"].map(within).mean()) for name, runs in found.items() if len(runs)}
+
+
+def proportion(data: pd.DataFrame, phase: int) -> str:
+    """The same in words: how much less r^e weighs than where both rewards are raw."""
+    return "; ".join(f"on {name} the deviation is {size:.4f} on average, so that exploration weighs about "
+                     f"{round(1 / size, -1):.0f} times less beside the phase reward than where both are left alone"
+                     for name, size in deviation(data, phase).items() if size)
 
 
 def thresholds(data: pd.DataFrame) -> pd.DataFrame:
@@ -222,6 +242,69 @@ def movement(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# ---------------------------------------------------------------------------------------------------------- conclusions
+
+
+def mostly_within(table: pd.DataFrame) -> str:
+    """What `movement` says of how far actions move within a run and lie apart between runs."""
+    told = []
+    several = table.dropna(subset="between runs") if len(table) else table
+    for name, some in several.groupby("task", sort=False) if len(several) else ():
+        within, between = some["within a run"], some["between runs"]
+        told.append(f"on {name} actions deviate by {within.min():.2f} to {within.max():.2f} within a run and by "
+                    f"{between.min():.2f} to {between.max():.2f} between runs, which is more for "
+                    f"{(between > within).sum()} of the {len(some)} types")
+    return "; ".join(told)
+
+
+def foreign(data: pd.DataFrame) -> str:
+    """What a selector trained under another seed costs soft KSM's student, paired by seed."""
+    found = {name: versus(of(data, "transfer", name, source="seed"), of(data, "KSM-soft", name))
+             for name in task_names(data)}
+    return "; ".join(f"on {name} the next seed's selector instead of its own changes a student's score by {said(e)} "
+                     f"points, which is {'clear' if clear(e) else 'not clear'} of zero"
+                     for name, e in found.items() if e["n"])
+
+
+def explored(data: pd.DataFrame) -> str:
+    """What exploration in the paper's proportion makes of soft KSM's actions, and what its students gain over those of
+    the default and of no exploration reward, paired by seed."""
+    told = []
+    for name in task_names(data):
+        runs, usual = of(data, "KSM-soft", name, proportion=True), of(data, "KSM-soft", name)
+        gains = {what: versus(runs, others) for what, others in
+                 (("the default", usual), ("no exploration reward", of(data, "KSM-soft", name, exploration=False)))}
+        if all(e["n"] for e in gains.values()):
+            mean, before = (np.mean(some["extra_mean_action"].tolist()) for some in (runs, usual))
+            told.append(f"on {name} the mean action is {mean:.3f} with the large exploration reward and {before:.2f} "
+                        "with the default's, and its students gain "
+                        + " and ".join(f"{said(e)} points over {what}" for what, e in gains.items()))
+    return "; ".join(told)
+
+
+def steadiness(data: pd.DataFrame) -> str:
+    """Which kind of reward is steadiest, and what the loss reward gains over the others, paired by seed."""
+    table, told = rewards(data), []
+    for name, some in table.groupby("task", sort=False) if len(table) else ():
+        gains = {kind: versus(of(data, "KSM-soft", name), of(data, "KSM-soft", name, reward=kind))
+                 for kind in some["reward"] if kind != "loss"}
+        if any(e["n"] for e in gains.values()):
+            first = some.loc[some["mean / deviation"].idxmax(), "reward"]
+            told.append(f"on {name} the reward from {first} is the steadiest, and students of the loss reward gain "
+                        + " and ".join(f"{said(e)} points{'' if clear(e) else ' (unclear)'} over those of {kind}"
+                                       for kind, e in gains.items() if e["n"]))
+    return "; ".join(told)
+
+
+def selective(table: pd.DataFrame) -> str:
+    """What `thresholds` says of whether hard KSM selects at all."""
+    told = [f"on {row['task']} hard KSM at threshold {row['threshold']} takes {row['types a step']:.1f} of the "
+            f"{len(TYPES)} types a step" for row in table.to_dict("records")]
+    most = len(table) and (table["types a step"] > len(TYPES) - 0.5).all()
+    end = ", so that it nearly always learns everything, and a claim about it is one about a constant" if most else ""
+    return "; ".join(told) + end
+
+
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
@@ -237,7 +320,7 @@ def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str
     for ax, name in zip(axes, names, strict=False):
         some = data[data["task"] == name]
         figures.curve(ax, some, x, y, hue, legend=name == names[0])
-        ax.set(title=f"{name} (n = {some['seed'].nunique()})", xlabel=xlabel, ylabel=ylabel)
+        ax.set(title=readable(f"{name} (n = {some['seed'].nunique()})"), xlabel=xlabel, ylabel=ylabel)
     if names:
         handles, labels = axes[0].get_legend_handles_labels()
         axes[0].get_legend().remove()

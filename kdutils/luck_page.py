@@ -12,7 +12,7 @@ from scipy import stats
 from kdutils import claims, figures, tables, tasks
 from kdutils.intervals import EMPTY, LEVEL, Estimate, spread
 from kdutils.probes_page import POLICIES, RANDOM, of, scores
-from kdutils.tables import said, task_names, text
+from kdutils.tables import readable, said, task_names, text
 
 NAMES = {"fixed-seed": "fixed knowledge"}
 DEV_ROWS = {"rte": 277, "mrpc": 408, "sst2": 872}
@@ -59,7 +59,11 @@ def paper_luck() -> pd.DataFrame:
 
 def spreads(data: pd.DataFrame) -> pd.DataFrame:
     """Mean distance of runs from their median: each random policy against the null, in points of the score; and the
-    share of a policy's variance that the null has not (see `beyond`)."""
+    share of a policy's variance that the null has not (see `beyond`).
+
+    The test (Brown and Forsythe's, `intervals.spread`, as in the chapter's claims about width) takes both groups for
+    independent. Runs of Random-All and Random-One with one number are not: they share their seed and the draws of their
+    first epoch, of which an unpaired test makes no use, so that it is blunter there than it could be."""
     rows = []
     for name in task_names(data):
         null = scores(data, "fixed-seed", name)
@@ -96,7 +100,8 @@ def _range(estimate: Estimate) -> str:
 
 def replayed(data: pd.DataFrame) -> pd.DataFrame:
     """The replayed sequences: mean score of their first runs and of the replays, on dev, by which they were ranked, and
-    on rows that ranked nothing; last the mean of all random runs there."""
+    on rows that ranked nothing; last the mean of all random runs there. Sequences share their fresh seeds, so that the
+    intervals are over seeds, each a mean over sequences."""
     rows = []
     for name in task_names(data):
         again, first = of(data, "replay", name), of(data, "Random-All", name)
@@ -104,13 +109,14 @@ def replayed(data: pd.DataFrame) -> pd.DataFrame:
             some = again[again["was"] == was]
             if len(some):
                 once = first[first["draw"].isin(some["draw"])]
+                by_seed = some.groupby("seed")[["dev", "unseen"]].mean()
                 rows.append({
                     "task": name, "sequences": f"{was} {some['draw'].nunique()}",
                     "first time, dev": once["dev"].mean() * 100,
-                    "replayed, dev": text(some["dev"]),
+                    "replayed, dev": text(by_seed["dev"]),
                     "unseen rows": "test" if some["test"].notna().all() else "held-out",
                     "first time": once["unseen"].mean() * 100,
-                    "replayed": text(some["unseen"]),
+                    "replayed": text(by_seed["unseen"]),
                     "all random runs": first["unseen"].mean() * 100})
     return pd.DataFrame(rows)
 
@@ -157,7 +163,7 @@ def distributions(data: pd.DataFrame):
     for ax, (name, part) in zip(axes, some.groupby("task", sort=False), strict=True):
         order = [NAMES.get(m, m) for m in POLICIES if NAMES.get(m, m) in set(part["method"])]
         figures.dots(ax, part, "score", "method", order)
-        ax.set(xlabel=f"{name}: {tasks.get(name).verdict_metric}, points")
+        ax.set(xlabel=readable(f"{name}: {tasks.get(name).verdict_metric}, points"))
     return fig
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator
 
 from kdutils import figures, tables, tasks, verdicts
 from kdutils.experiments.peakd import THRESHOLD
@@ -12,15 +14,28 @@ from kdutils.records import Record
 
 USUAL = {"layers": None, "init": None}  # arguments of the chapter's main comparison
 TRIED = ("batch_size", "lr", "epochs", "tau", "alpha", "beta")
-OPTIONAL = (*USUAL, *TRIED, "threshold", "extra_label_counts", "extra_ptp_seconds")
+OPTIONAL = (*USUAL, *TRIED, "threshold", "ptp_epochs", "created", "extra_label_counts", "extra_ptp_seconds",
+            "extra_ptp_loss", "extra_ptp_epoch")
 DEPTH = ("PatientKD", "SPS-2", "Pea-KD")  # methods compared at several depths and starts
 MARKED = {"score": "", "paper": "paper_"}  # measures that the teacher and a constant answer have too, by prefix
 LABELS = ("sure, right", "unsure, right", "sure, wrong", "unsure, wrong")
+PTP = ("PTP-1", "PTP-2", "Pea-KD", "PTP-slow", "PTP-long", "PTP-crossfit")  # at the usual threshold
+MARGIN = 0.02  # of cross-entropy, by which PTP has to do better than the shares of its labels
+# What two methods differ in -> the two, of which the first has it.
+SHARING = {"running the layers twice": ("SPS-1", "PatientKD"), "exchanging queries and keys": ("SPS-2", "SPS-1"),
+           "exchanging them in the second pass only": ("SPS-2", "SPS-both-swapped"),
+           "sharing the parameters": ("SPS-2", "stacked-unshared"), "SPS as a whole": ("SPS-2", "PatientKD")}
+BEFORE = {"PTP as a whole": ("Pea-KD", "SPS-2"), "a second round of training": ("extra-finetune", "SPS-2"),
+          "PTP's labels instead of the true ones": ("Pea-KD", "extra-finetune"),
+          "the slow rate": ("PTP-slow", "Pea-KD"), "ten epochs": ("PTP-long", "Pea-KD"),
+          "labels from two half-teachers": ("PTP-crossfit", "Pea-KD")}
 
 
-def measured(frame: pd.DataFrame) -> pd.DataFrame:
+def measured(frame: pd.DataFrame, records: Iterable[Record] = ()) -> pd.DataFrame:
     """`tables.measured`; `paper` is the paper's metric at the best dev epoch, `paper_teacher` and `paper_majority` what
-    the teacher and a constant answer score by it."""
+    the teacher and a constant answer score by it, `created` when each of `records`, the frame's own, was made."""
+    if records:
+        frame = frame.assign(created=[record["created"] for record in records])
     return tables.measured(frame, OPTIONAL, paper="best_dev_{paper}", paper_teacher="extra_teacher_dev_{paper}",
                            paper_majority="extra_majority_dev_{paper}")
 
@@ -28,11 +43,6 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
 def of(data: pd.DataFrame, method: str, task: str, **args) -> pd.DataFrame:
     """The runs of a method on a task, at the chapter's usual depth and start unless `args` say otherwise."""
     return verdicts.select(data[data["task"] == task], {"method": method, "args": USUAL | args})
-
-
-def mark_empty(axes) -> None:
-    """Say so on axes that show nothing."""
-    figures.nothing([ax for ax in axes if not ax.collections and not any(len(line.get_xdata()) for line in ax.lines)])
 
 
 def trials(data: pd.DataFrame, most: int = 6) -> pd.DataFrame:
@@ -68,18 +78,48 @@ def differences(data: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[st
     """A minus B in score, paired by seed, for each pair on each task that has runs of both; by label."""
     found = {f"{a} − {b}, {name}": tables.versus(of(data, a, name), of(data, b, name))
              for a, b in pairs for name in tables.task_names(data)}
-    return {label: estimate for label, estimate in found.items() if estimate["n"]}
+    return {tables.readable(label): estimate for label, estimate in found.items() if estimate["n"]}
+
+
+def parts(data: pd.DataFrame, named: dict[str, tuple[str, str]]) -> str:
+    """What each difference of `named` (see `SHARING`) comes to, by task in one sentence, with those that have five
+    seeds and an interval that excludes zero."""
+    told = []
+    for name in tables.task_names(data):
+        found = {what: tables.versus(of(data, a, name), of(data, b, name)) for what, (a, b) in named.items()}
+        found = {what: estimate for what, estimate in found.items() if estimate["n"]}
+        if found:
+            beyond = ", ".join(what for what, estimate in found.items() if tables.clear(estimate)) or "none"
+            told.append(f"on {name}, in points, " + ", ".join(f"{what} {tables.said(e)}" for what, e in found.items())
+                        + f" (clear of zero: {beyond})")
+    return "; ".join(told)
+
+
+def taught(data: pd.DataFrame) -> str:
+    """How many pairs of [CLS] states Patient KD and SPS-2 compare on each task, and with what weight: a pair for every
+    layer run but the last (`peakd.pairs`)."""
+    told = []
+    for name in tables.task_names(data):
+        plain, shared = of(data, "PatientKD", name), of(data, "SPS-2", name)
+        if len(plain) and len(shared):
+            counts = [int(runs["extra_effective"].max()) - 1 for runs in (plain, shared)]
+            told.append(f"on {name} Patient KD compares {counts[0]} and SPS {counts[1]} of the student's [CLS] states "
+                        f"with the teacher's, at β = {shared['extra_beta'].max():g}")
+    return "; ".join(told)
 
 
 def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame:
-    """What students of a task cost; times are medians."""
+    """What students of a task cost; times are medians. Activations follow the number of layers run and the version of
+    the code, so that each number of layers has those of its newest run."""
+    usual = {method: of(data, method, task) for method in methods}
+    newest = pd.concat(usual.values()).sort_values("created", kind="stable")
+    kept = newest.groupby("extra_effective")["extra_activation_bytes"].last() / 1e6
     rows = []
-    for method in methods:
-        found = of(data, method, task)
+    for method, found in usual.items():
         rows.append({
             "task": task, "method": method, "encoder, M": found["extra_encoder"].mean() / 1e6,
             "layers run": found["extra_effective"].max(),
-            "activations, MB": found["extra_activation_bytes"].mean() / 1e6,
+            "activations, MB": kept.get(found["extra_effective"].max()),
             "ms a step": found["extra_step_seconds"].median() * 1000,
             "before KD, s": found["extra_ptp_seconds"].median(), "KD, s": found["extra_train_seconds"].median(),
             "n": len(found),
@@ -101,6 +141,52 @@ def shares(data: pd.DataFrame) -> pd.DataFrame:
         rows.append(start | (100 * counts / counts.sum()).to_dict())
     made = pd.DataFrame(rows, columns=["task", "labels by", "t", *LABELS])
     return made.sort_values(["task", "labels by", "t"], ignore_index=True)
+
+
+def mostly_right(data: pd.DataFrame) -> str:
+    """How often the teacher is right on the rows that it labels, and what that leaves for the two wrong labels."""
+    found = shares(data).query("`labels by` == 'the teacher'").drop_duplicates("task")
+    wrong = found[["sure, wrong", "unsure, wrong"]].sum(axis=1)
+    return "; ".join(f"on {name} the teacher is right on {100 - w:.0f} % of its own training rows, so that the two "
+                     f"wrong labels together have {w:.1f} %" for name, w in zip(found["task"], wrong, strict=True))
+
+
+def pretraining(data: pd.DataFrame, epochs: int) -> pd.DataFrame:
+    """What PTP reached on the rows held out of it, by task and method: cross-entropy (mean, least to most) beside the
+    entropy of the labels' shares, which an answer of nothing but those shares would reach; in how many runs it is
+    below that by more than MARGIN; the epochs whose weights were kept, and in how many runs the last one allowed
+    (`epochs`, where a run does not say otherwise) was still the best."""
+    rows = []
+    for name in tables.task_names(data):
+        for method in PTP:
+            some = of(data, method, name).dropna(subset="extra_ptp_loss")
+            if some.empty:
+                continue
+            loss, kept = some["extra_ptp_loss"], some["extra_ptp_epoch"]
+            chance = some["extra_label_counts"].map(entropy)
+            last = (kept == some["ptp_epochs"].astype(float).fillna(epochs)).sum()
+            rows.append({"task": name, "method": method,
+                         "cross-entropy": f"{loss.mean():.2f} ({loss.min():.2f} to {loss.max():.2f})",
+                         "of the shares": f"{chance.mean():.2f}",
+                         "below that": f"{(loss < chance - MARGIN).sum()} of {len(some)}",
+                         "epochs kept": ", ".join(f"{epoch:.0f}" for epoch in sorted(set(kept))),
+                         "still best at the end": f"{last} of {len(some)}"})
+    return pd.DataFrame(rows)
+
+
+def entropy(counts: Iterable[float]) -> float:
+    """Entropy in nats of the shares of `counts`."""
+    shares = np.array([count for count in counts if count]) / sum(counts)
+    return float(-(shares * np.log(shares)).sum())
+
+
+def learned(table: pd.DataFrame) -> str:
+    """What `pretraining` says of how often PTP's labels were learned."""
+    if table.empty:
+        return ""
+    shown = table["below that"] + " runs of " + table["method"]
+    told = [f"on {name} in {', '.join(some)}" for name, some in shown.groupby(table["task"], sort=False)]
+    return f"PTP's loss falls below that of the shares by more than {MARGIN:g} {'; '.join(told)}"
 
 
 def thresholds(data: pd.DataFrame) -> pd.DataFrame:
@@ -132,10 +218,70 @@ def by_depth(data: pd.DataFrame) -> pd.DataFrame:
 
 def curves(records: Iterable[Record], methods: Iterable[str]) -> pd.DataFrame:
     """Training loss of KD by task, method, seed and step, at the chapter's usual depth and start; on each task of the
-    methods that have runs there, the seeds that all of them have."""
+    methods that have at least half as many seeds there as the method with most, the seeds that all of them have."""
     rows = [{name: r["spec"][name] for name in ("task", "method", "seed")} | {"step": step, "loss": loss}
             for r in records if r["spec"]["method"] in set(methods) and not set(USUAL) & set(r["spec"]["args"])
             for step, loss in r["curve"]]  # fmt: skip
     found = pd.DataFrame(rows, columns=["task", "method", "seed", "step", "loss"])
+    seeds = found.groupby(["task", "method"])["seed"].transform("nunique")
+    found = found[2 * seeds >= seeds.groupby(found["task"]).transform("max")]
     ran = found.groupby(["task", "seed"])["method"].transform("nunique")
     return found[ran == found.groupby("task")["method"].transform("nunique")].reset_index(drop=True)
+
+
+def ends(points: pd.DataFrame) -> str:
+    """The first and the last loss of `curves`, mean over seeds, of each start on each task."""
+    told = []
+    for name, some in points.groupby("task", sort=False):
+        means = some.pivot_table(index="step", columns="method", values="loss", sort=False)
+        first, last = means.iloc[0], means.iloc[-1]
+        lines = [f"{first[method]:.2f} to {last[method]:.2f} after {method}" for method in means]
+        plain = first.get("SPS-2", float("nan"))
+        higher, lower = ([m for m in means if sign * (first[m] - plain) > 0] for sign in (1, -1))
+        told.append(f"on {name} the mean loss goes from " + ", ".join(lines)
+                    + "".join(f"; it begins {how} than SPS-2's after {', '.join(names)}"
+                              for how, names in (("higher", higher), ("lower", lower)) if names))
+    return ". ".join(text[0].upper() + text[1:] if i else text for i, text in enumerate(told))
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def falling(points: pd.DataFrame, starts: Iterable[str]):
+    """A panel a task: training loss of KD (log scale) over steps, a line for each start, the same in every panel."""
+    there = [method for method in starts if method in set(points["method"])]
+    fig, axes = figures.panels(points["task"].nunique(), height=3.4)
+    for ax, (name, part) in zip(axes, points.groupby("task", sort=False), strict=True):
+        unscaled = part.assign(loss=part["loss"] / figures.scale("loss"))  # a loss is no fraction
+        figures.curve(ax, unscaled, "step", "loss", "method", hue_order=there, markevery=10)
+        ax.set(title=tables.readable(f"{name} (n = {part['seed'].nunique()})"), ylabel="training loss", yscale="log")
+        ax.minorticks_off()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+    lines = axes[0].get_legend_handles_labels()
+    for ax in axes:
+        ax.get_legend().remove()
+    fig.legend(*lines, loc="outside upper center", ncols=4)
+    return fig
+
+
+def by_threshold(swept: pd.DataFrame):
+    """A panel a task: Pea-KD's score over PTP's threshold."""
+    fig, axes = figures.panels(swept["task"].nunique())
+    for ax, (name, part) in zip(axes, swept.groupby("task", sort=False), strict=True):
+        figures.curve(ax, part, "threshold", "score")
+        ax.set(title=tables.readable(f"{name} (n = {part['seed'].nunique()})"),
+               ylabel=tables.readable(f"{tasks.get(name).verdict_metric}, points"))
+    return fig
+
+
+def by_layers(found: pd.DataFrame):
+    """A panel a task: score over the number of independent layers, and the teacher's as a dashed line."""
+    fig, axes = figures.panels(found["task"].nunique(), height=3.2)
+    for ax, (name, part) in zip(axes, found.groupby("task", sort=False), strict=True):
+        figures.curve(ax, part, "extra_layers", "score", "method", hue_order=DEPTH, legend=ax is axes[0])
+        ax.axhline(100 * part["teacher"].mean(), color="#888888", linestyle="--", linewidth=1)
+        metric = tables.readable(tasks.get(name).verdict_metric)
+        ax.set(title=tables.readable(name), xlabel="independent layers", ylabel=metric)
+        ax.set_xticks(sorted(part["extra_layers"].unique()))
+    return fig

@@ -16,12 +16,14 @@ from kdutils import bert, tasks
 def zero_weights(model, amount: float, seed: int):
     """A copy of `model` with a random share `amount` of the weights of every
     encoder matrix at zero; biases, embeddings, LayerNorms, pooler and head stay.
-    The mask is drawn on the CPU, so it is the same everywhere."""
+    The mask is drawn on the CPU, so it is the same everywhere.
+    ValueError: an amount outside [0, 1]."""
+    _check(amount)
     made = copy.deepcopy(model).cpu()
     torch.manual_seed(seed)
     for module in made.bert.encoder.modules():
         if isinstance(module, nn.Linear):
-            prune.random_unstructured(module, "weight", amount)
+            prune.random_unstructured(module, "weight", float(amount))  # an int is a count
             prune.remove(module, "weight")
     return made.to(model.classifier.weight.device)
 
@@ -29,8 +31,7 @@ def zero_weights(model, amount: float, seed: int):
 def remove_units(model, amount: float, seed: int):
     """A copy of `model` without a random share `amount` of all its heads and of all its neurons, really removed.
     ValueError: an amount outside [0, 1]."""
-    if not 0 <= amount <= 1:
-        raise ValueError(f"amount: got {amount}; allowed: 0 to 1")
+    _check(amount)
     generator, layers = torch.Generator().manual_seed(seed), model.bert.encoder.layer
     heads = torch.ones(len(layers), layers[0].attention.self.num_attention_heads, dtype=torch.bool)
     neurons = torch.ones(len(layers), layers[0].output.dense.in_features, dtype=torch.bool)
@@ -38,6 +39,11 @@ def remove_units(model, amount: float, seed: int):
         gone = torch.randperm(keep.numel(), generator=generator)[: round(amount * keep.numel())]
         keep.view(-1)[gone] = False
     return bert.prune(model, heads, neurons)
+
+
+def _check(amount: float) -> None:
+    if not 0 <= amount <= 1:
+        raise ValueError(f"amount: got {amount}; allowed: 0 to 1")
 
 
 def zero_share(model) -> float:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import NullLocator
 
 from kdutils import claims, figures, profiles, tables, tasks, verdicts
 from kdutils.records import Store
@@ -31,10 +31,16 @@ def masks(data: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def main_task(data: pd.DataFrame) -> str:
-    """The first task with probabilities that has sparsified teachers, or else any runs."""
+    """Of the tasks with probabilities the one that has most runs of sparsified teachers, or else most runs."""
     known = data[data["confidence"].notna()]
     sparse = known[known["amount"].notna()]
-    return (sparse if len(sparse) else known if len(known) else data)["task"].iloc[0]
+    return (sparse if len(sparse) else known if len(known) else data)["task"].value_counts().index[0]
+
+
+def sized(data: pd.DataFrame) -> pd.DataFrame:
+    """The fine-tuned models, with `millions` of parameters in their encoders."""
+    runs = data[data["method"] == "finetune"]
+    return runs.assign(millions=runs["extra_encoder"] / 1e6)
 
 
 def judged(data: pd.DataFrame, profile: str) -> pd.DataFrame:
@@ -77,7 +83,8 @@ def sizes(data: pd.DataFrame, profile: str) -> pd.DataFrame:
     for task, part in data[data["method"] == "finetune"].groupby("task", sort=False):
         for _, runs in sorted(part.groupby("extra_encoder"), reverse=True):
             first = runs.iloc[0]
-            who = f"{int(first['layers'])} layers" + (f" ({first['size']})" if pd.notna(first["size"]) else "")
+            count = int(first["layers"])
+            who = f"{count} layer{'s' * (count > 1)}" + (f" ({first['size']})" if pd.notna(first["size"]) else "")
             rows.append({"task": task, "model": who, "millions": f"{first['extra_encoder'] / 1e6:.2f}"}
                         | _means(runs, ("score", "paper", "confidence")))
         values = {kind: figures.number(floor[task, kind]) for kind in ("score", "paper")}
@@ -86,13 +93,35 @@ def sizes(data: pd.DataFrame, profile: str) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna(figures.DASH).rename(columns=names)
 
 
-def amounts(data: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
-    """One row an amount: every measure over the masks; the dense teacher, the same under every seed, counts once."""
-    runs = masks(data[data["task"] == task], method)
-    runs = runs[(runs["amount"] > 0) | ~runs["amount"].duplicated()]
-    names = {"paper": f"{tasks.get(task).metrics[0]}, dev"}
-    return pd.DataFrame([{"share": f"{100 * amount:g} %"} | _means(part, ("paper", *MEASURES))
-                         for amount, part in runs.groupby("amount")]).rename(columns=names)
+def sparsified(data: pd.DataFrame, method: str) -> pd.DataFrame:
+    """`masks` of the tasks that have any above 0; the dense teacher, the same under every seed, counts once."""
+    runs = masks(data, method)
+    runs = runs[runs["task"].isin(runs.loc[runs["amount"] > 0, "task"])]
+    return runs[(runs["amount"] > 0) | ~runs[["task", "amount"]].duplicated()]
+
+
+def amounts(data: pd.DataFrame, method: str) -> pd.DataFrame:
+    """One row a task and amount: every measure over the masks."""
+    rows = [{"task": task, "share": f"{100 * amount:g} %"} | _means(part, ("paper", *MEASURES))
+            for task, runs in sparsified(data, method).groupby("task", sort=False)
+            for amount, part in runs.groupby("amount")]
+    return pd.DataFrame(rows).rename(columns={"paper": "paper's metric, dev"})
+
+
+def honesty_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
+    """For each task with probabilities what zeroing this share does to confidence, NLL and calibration error."""
+    runs, parts = sparsified(data, "random_unstructured"), []
+    for task, part in runs[runs["confidence"].notna()].groupby("task", sort=False):
+        before, after = (part.loc[part["amount"] == share, [*MEASURES]].mean() for share in (0.0, amount))
+        if before.isna().any() or after.isna().any():
+            continue
+        moves = [f"{NAMES[name]} goes from {before[name] * figures.scale(name):.{digits}f} to "
+                 f"{after[name] * figures.scale(name):.{digits}f}"
+                 for name, digits in {"confidence": 1, "nll": 2, "ece": 1}.items()]
+        ece = part.groupby("amount")["ece"].mean() * 100
+        parts.append(f"on {tasks.title(task)} {', '.join(moves)} (at its lowest {ece.min():.1f}, with "
+                     f"{100 * ece.idxmin():g} % zeroed)")
+    return tables.listed(f"Here, at {100 * amount:g} % zeroed:", parts, "no runs yet") + "."
 
 
 def compared(data: pd.DataFrame) -> pd.DataFrame:
@@ -118,20 +147,35 @@ def taught(data: pd.DataFrame) -> dict[str, dict]:
 
 
 def students(data: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """One row a task and amount: students' score, their agreement with the dense teacher, their teachers' own score;
-    then a constant answer's."""
+    """One row a task and amount: students' score, their agreement with the dense teacher, the score of the teachers
+    that taught them (under their masks); then a constant answer's."""
     rows, floor = [], constant(profile)
     found, teachers = data[data["method"] == "distil_from_sparse"], masks(data, "random_unstructured")
     for task, part in found.groupby("task", sort=False):
         for amount, runs in part.groupby("amount"):
             own = teachers[(teachers["task"] == task) & (teachers["amount"] == amount)]
-            own = own if amount else own.head(1)
+            own = own[own["seed"].isin(runs["seed"])] if amount else own.head(1)
             taught, teacher = _means(runs, ("score", "agreement")), _means(own, ("score",))
             rows.append({"task": task, "zeroed": f"{100 * amount:g} %", "students": taught["score"],
                          "agreement": taught["agreement"], "n": taught["n"], "teacher": teacher["score"]})
         rows.append({"task": task, "zeroed": "constant answer", "students": figures.number(floor[task, "score"])})
     columns = ["task", "zeroed", "students", "agreement", "n", "teacher"]
     return pd.DataFrame(rows, columns=columns).fillna(figures.DASH)
+
+
+def taught_in_words(data: pd.DataFrame) -> str:
+    """For each task and amount what the teachers lost and what their students lost by it, in points."""
+    parts, teachers = [], masks(data, "random_unstructured")
+    runs = data[data["method"] == "distil_from_sparse"]
+    for (task, amount), part in runs[runs["amount"] > 0].groupby(["task", "amount"]):
+        dense, own = (some[(some["task"] == task) & (some["amount"] == 0)] for some in (runs, teachers))
+        sparse = teachers[(teachers["task"] == task) & (teachers["amount"] == amount)]
+        lost = tables.versus(own, sparse[sparse["seed"].isin(part["seed"])])
+        if lost["n"] and len(dense):
+            cost = tables.said(tables.versus(dense, part)).lstrip("+")
+            parts.append(f"on {tasks.title(task)} a teacher {figures.number(lost['effect'])} points worse "
+                         f"({100 * amount:g} % zeroed) costs its students {cost}")
+    return tables.listed("Here:", parts, "no runs yet") + "."
 
 
 def choices(profile: str) -> pd.DataFrame:
@@ -156,28 +200,45 @@ def choices(profile: str) -> pd.DataFrame:
 
 
 def _pair(data: pd.DataFrame, x: str, label: str):
-    """Score and confidence over `x`, one line a task."""
+    """Score and confidence over `x`: means with their intervals for each task that has two values or more, joined from
+    three on."""
+    data = data[data.groupby("task")[x].transform("nunique") > 1]
+    if data.empty:
+        return figures.placeholder()
     fig, axes = figures.panels(2)
+    order = list(dict.fromkeys(data["task"]))
     for axis, name in zip(axes, ("score", "confidence"), strict=True):
         known = data[data[name].notna()]
         if len(known):
-            figures.curve(axis, known.assign(**{x: known[x].astype(float)}), x, name, "task")
+            figures.curve(axis, known, x, name, "task", hue_order=order, err_style="bars")
+            for line in axis.lines:
+                if len(set(line.get_xdata())) < 3:  # two points are no curve
+                    line.set_linestyle("")
         else:
-            figures.nothing([axis])
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+            figures.nothing([axis], "no probabilities")
         axis.set(xlabel=label, ylabel=f"{NAMES[name]}, points")
-    if axes[1].get_legend():
-        axes[1].get_legend().remove()
+    handles, labels = axes[0].get_legend_handles_labels()
+    for axis in axes:
+        if axis.get_legend():
+            axis.get_legend().remove()
+    fig.legend(handles, [tasks.title(label) for label in labels], loc="outside upper center", ncols=len(labels))
     return fig
 
 
 def over_sizes(data: pd.DataFrame):
-    return _pair(data[data["method"] == "finetune"], "layers", "encoder layers")
+    """Score and confidence of the fine-tuned models over their encoders' parameters, in millions, on a log axis."""
+    runs = sized(data)
+    fig, ticks = _pair(runs, "millions", "encoder parameters, millions"), sorted(set(runs["millions"].round(3)))
+    for axis in fig.axes if len(ticks) > 1 else ():
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    return fig
 
 
 def over_amounts(data: pd.DataFrame, method: str):
-    runs = masks(data, method)
-    runs = runs[runs["task"].isin(runs.loc[runs["amount"] > 0, "task"])]
+    """The teacher's score and confidence over the share of weights zeroed, or of units removed, in percent."""
+    runs = sparsified(data, method)
     return _pair(runs.assign(share=100 * runs["amount"].astype(float)), "share", f"{KIND[method]}, %")
 
 
@@ -190,7 +251,7 @@ def in_words(data: pd.DataFrame, by: str, what: str) -> str:
         ends = [part[part[by] == end] for end in (part[by].min(), part[by].max())]
         score = " to ".join(f"{100 * end['score'].mean():.1f}" for end in ends)
         sure = " to ".join(f"{100 * end['confidence'].mean():.1f}" for end in ends)
-        said.append(f"{task}: score {score}" + ("" if "nan" in sure else f", confidence {sure}"))
+        said.append(f"{tasks.title(task)}: score {score}" + ("" if "nan" in sure else f", confidence {sure}"))
     return tables.listed(f"Score and confidence over {what}, smallest to largest.", said, "No runs yet") + "."
 
 
@@ -235,7 +296,17 @@ def reliability_in_words(data: pd.DataFrame, task: str) -> str:
     return tables.listed(f"Reliability diagrams of {task}, accuracy over confidence.", parts, "No runs yet") + "."
 
 
+def too_sure_in_words(data: pd.DataFrame, task: str) -> str:
+    """Mean confidence less accuracy of each reliability diagram, in points."""
+    excess = {title: 100 * (b["share"] * (b["confidence"] - b["accuracy"])).sum()
+              for title, b in diagrams(data, task).items()}
+    parts = [f"{title} {figures.number(points, sign=True)}" for title, points in excess.items()]
+    lead = f"Here: mean confidence less accuracy on {tasks.title(task)}, in points (above zero a model is too sure):"
+    return tables.listed(lead, parts, "no runs yet") + "."
+
+
 def differences(estimates: dict[str, dict]):
+    """A forest plot of `taught`, one row a task and share."""
     label = "students of the sparse teacher minus students of the dense one, points"
     return figures.differences(estimates, label, 0.4 * max(1, len(estimates)) + 0.9)
 

@@ -11,12 +11,15 @@ import pandas as pd
 from kdutils import figures, tables, tasks, verdicts
 from kdutils.experiments import probes
 from kdutils.intervals import Estimate, t_estimate
-from kdutils.tables import said, task_names, text
+from kdutils.tables import clear, compared, readable, said, task_names, text
 
 TYPES = ("FinK", "ResK", "FeaK", "RelK")
 RANDOM = ("Random-All", "Random-One")
 POLICIES = (*RANDOM, "fixed-seed")
 THIRDS = ("first", "second", "last")
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
 
 
 def runs(profile: str, task: str, repeats: int, train: bool) -> figures.Runs:
@@ -38,9 +41,13 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
     """
     made = tables.measured(frame, ("knowledge", "weights", "draw", "was", "layers"), dev="dev_{score}",
                            test="test_{score}", last="dev_accuracy", best="best_dev_accuracy")
+    return made.assign(unseen=made["test"].fillna(made["held"]), paper=papers_accuracy(made))
+
+
+def papers_accuracy(made: pd.DataFrame) -> pd.Series:
+    """Accuracy on dev, `best` at the best epoch; `last`, at the last one, where the best is that of F1."""
     first = made["task"].map(lambda name: tasks.get(name).metrics[0])
-    return made.assign(unseen=made["test"].fillna(made["held"]),
-                       paper=made["best"].where(first == "accuracy", made["last"]))
+    return made["best"].where(first == "accuracy", made["last"])
 
 
 def scores(data: pd.DataFrame, method: str, task: str, column: str = "score") -> pd.Series:
@@ -83,15 +90,16 @@ def trials(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def fixed(data: pd.DataFrame, column: str = "score", deeper: bool = False) -> pd.DataFrame:
-    """One row a combination of types, one column a task: mean of `column`, half a 95 % interval, n. With `deeper`,
-    students of each task's second depth, which is in the column's name."""
+    """One row a combination of types, one column a task (see `compared`): mean of `column`, half a 95 % interval, n.
+    With `deeper`, students of each task's second depth, which is in the column's name."""
     some = data[data["layers"].notna() if deeper else data["method"] == "fixed"]
     pairs = some[["task", "layers"]].to_numpy()
     labels = [f"{task}, {layers:.0f} layers" if deeper else task for task, layers in pairs]
     name = pd.Series(labels, some.index, dtype=object)
     rows = [{"knowledge": names} | {label: text(some.loc[(name == label) & here, column]) for label in name.unique()}
             for names in probes.FIXED if (here := some["knowledge"] == names).any()]
-    return pd.DataFrame(rows)
+    made = compared(pd.DataFrame(rows), "knowledge") if rows else pd.DataFrame()
+    return made[(made != figures.DASH).sum(axis=1) > 1]
 
 
 def marks(data: pd.DataFrame) -> str:
@@ -116,6 +124,17 @@ def heads(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def heads_in_words(data: pd.DataFrame) -> str:
+    """What students with the teacher's head score, and in how many runs that is exactly a constant answer's score."""
+    told = []
+    for (name, kind), some in data[data["method"] == "teacher-head"].groupby(["task", "knowledge"], sort=False):
+        same = np.isclose(some["score"], some["majority"]).sum()
+        told.append(f"{kind} under the teacher's head scores {some['score'].mean() * 100:.1f} on {name} (the teacher "
+                    f"{some['teacher'].mean() * 100:.1f})"
+                    + (f", which in {same} of {len(some)} runs is exactly the constant answer" if same else ""))
+    return "; ".join(told)
+
+
 # ----------------------------------------------------------------------------------------------------------------- when
 
 
@@ -138,10 +157,14 @@ def halves(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def halves_that_differ(data: pd.DataFrame) -> str:
-    """Of how many late minus early differences the interval excludes zero, such as "1 of 8"."""
+    """Of how many late minus early differences that have five seeds the interval excludes zero, in one sentence; empty
+    where none has."""
     found = [tables.versus(late, early) for *_, early, late in _halves(data)]
     known = [e for e in found if e["n"] >= verdicts.FEWEST]
-    return f"{sum(e['low'] > 0 or e['high'] < 0 for e in known)} of {len(known)}"
+    if not known:
+        return ""
+    return (f"of the {len(known)} differences in the last column that have five seeds, {sum(map(clear, known))} "
+            "have an interval that excludes zero, where chance alone would make it one in twenty")
 
 
 def _halves(data: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
@@ -205,7 +228,7 @@ def slopes(found: dict[str, dict[str, Estimate]]):
     fig, axes = figures.panels(len(there), height=3.6)
     for ax, (name, estimates) in zip(axes, there.items(), strict=True):
         figures.forest(ax, estimates)
-        ax.set(title=name, xlabel="points for one step in ten more")
+        ax.set(title=readable(name), xlabel="points for one step in ten more")
     return fig
 
 

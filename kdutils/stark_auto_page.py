@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from kdutils import claims, experiments, figures, intervals, records, stark_page, tables, tasks
-from kdutils.tables import by_seed, text
+from kdutils.tables import text
 
 STUDENTS = ("dropped", "pruned")
 READINGS = {"A": "A", "B": "B", "C": "C, heads", "C-neurons": "C, neurons", "D": "D"}
@@ -35,15 +35,17 @@ def _tasks(data: pd.DataFrame, student: str = "dropped") -> list[str]:
     return [task for task, kind in pairs(data) if kind == student]
 
 
-def printed() -> pd.DataFrame:
-    """The paper's two rows and their sparsities, side by side."""
+def printed(data: pd.DataFrame) -> pd.DataFrame:
+    """The poster's two rows and their sparsities, on the tasks that have runs here and on average."""
     book = claims.load()["tables"]
     rows = []
-    for table, what, digits in (("stark-auto", "", 1), ("stark-auto-sparsity", ", §", 0)):
+    for table, what, digits in (("stark-auto", "", 1), ("stark-auto-sparsity", ", sparsity", 0)):
         for row in ("STARK4", "STARK-AUTO4"):
             cells = [f"{value:.{digits}f}" for value in book[table]["rows"][row]]
             rows.append({"method": row + what} | dict(zip(book[table]["columns"], cells, strict=True)))
-    return pd.DataFrame(rows).rename(columns={"all average": "average"})
+    table, there = pd.DataFrame(rows), tables.task_names(data)
+    kept = [c for c in table if c == "method" or c.split()[0] in [*there, "all"]]
+    return table[kept].rename(columns={"all average": "all eight"})
 
 
 # ---------------------------------------------------------------------------------------------------------- densities
@@ -51,7 +53,7 @@ def printed() -> pd.DataFrame:
 
 def densities(data: pd.DataFrame, kinds: dict[str, str], peaks: bool = False):
     """For each task the densities of the layer-dropped students' heads' scores, a faint line a seed; with `peaks` the
-    first peak of each."""
+    first peak of each. No score is negative: what the kernels put below zero is not drawn."""
     names = _tasks(data)
     if not names:
         return figures.placeholder()
@@ -64,7 +66,9 @@ def densities(data: pd.DataFrame, kinds: dict[str, str], peaks: bool = False):
                 ax.plot(x, y, color=colour, alpha=0.5, linewidth=1, label=None if i else label)
                 if peaks:
                     ax.plot(row["extra_peak"], np.interp(row["extra_peak"], x, y), "o", color=figures.INK, markersize=4)
-        ax.set(title=f"{name} (n = {len(runs)})", xlabel="score", yticks=[])
+        ax.set(title=f"{tasks.title(name)} (n = {len(runs)})", xlabel="score", yticks=[])
+        ax.set_xlim(left=0)
+        ax.set_ylim(bottom=0)
     axes[0].set_ylabel("density")
     axes[0].legend()
     return fig
@@ -135,12 +139,25 @@ def correlations(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def r_text(found: pd.DataFrame, row: int) -> str:
-    """A row of `correlations` in words."""
+    """A row of `correlations` as the end of a sentence about its correlation."""
     r, low, high, n = (found.iloc[row][name] for name in ("r", "95 % from", "to", "n"))
-    count = f"({n} point{'s' if n != 1 else ''})"
+    count = f"{n} point{'s' if n != 1 else ''}"
     if math.isnan(r):
-        return f"{figures.DASH} {count}"
-    return f"{r:.2f} [{low:.2f}, {high:.2f}] {count}".replace("-", "−")
+        return f"cannot be computed from {count}"
+    return f"is {r:.2f} [{low:.2f}, {high:.2f}] ({count})".replace("-", "−")
+
+
+def distance_in_words(data: pd.DataFrame) -> str:
+    """Where the automatic and the chosen sparsities of tasks and students lie, and what the correlation is."""
+    found = correlations(data)
+    means = points(data).groupby(["task", "student"], sort=False)[["automatic", "chosen"]].mean().dropna()
+    if means.empty:
+        return "Here: no runs yet."
+    spans = {name: " to ".join(dict.fromkeys(f"{end:.0f}" for end in (values.min(), values.max())))
+             for name, values in means.items()}
+    away = (means["automatic"] - means["chosen"]).abs().mean()
+    return (f"Here: automatic sparsities of tasks and students are {spans['automatic']} %, those that the grid chose "
+            f"{spans['chosen']} %, {away:.0f} points away on average; the correlation {r_text(found, 1)}.")
 
 
 def scatter(data: pd.DataFrame):
@@ -178,25 +195,31 @@ def students(data: pd.DataFrame) -> pd.DataFrame:
                  "STARK-Auto": auto(data, task, student), "random, as many": auto(data, task, student, "random")}
         row = {"student": student, "task": f"{task} {tasks.get(task).verdict_metric}"}
         row |= {name: text(runs["score"]) for name, runs in found.items()}
-        row["§ grid"] = stark_page.share_of(found["STARK"])
-        rows.append(row | {"§ automatic": f"{found['STARK-Auto']['extra_sparsity'].mean():.0%}"})
+        row["sparsity, grid"] = stark_page.share_of(found["STARK"])
+        rows.append(row | {"automatic": f"{found['STARK-Auto']['extra_sparsity'].mean():.0%}"})
     return pd.DataFrame(rows)
 
 
-def differences(data: pd.DataFrame) -> dict[str, dict]:
-    """The automatic students minus the others, paired by seed: pooled over tasks, by student and rival."""
+def differences(data: pd.DataFrame) -> dict[str, dict[str, dict]]:
+    """The automatic students minus the others, paired by seed: by task, then by student and rival."""
     rivals = {"KD": lambda *at: stark_page.of(data, "KD", *at), "STARK": lambda *at: stark_page.best(data, *at),
               "random": lambda *at: auto(data, *at, "random")}
-    return tables.overall({
-        f"{student}: minus {rival}": {task: by_seed(auto(data, task, student), runs(task, student))
-                                      for task in _tasks(data, student)}
-        for student in STUDENTS for rival, runs in rivals.items()})  # fmt: skip
+    found: dict[str, dict[str, dict]] = {}
+    for task, student in pairs(data):
+        for rival, runs in rivals.items():
+            estimate = tables.versus(auto(data, task, student), runs(task, student))
+            if estimate["n"]:
+                found.setdefault(task, {})[f"{student}: minus {rival}"] = estimate
+    return found
 
 
 def sensitivity(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
-    """The automatic sparsity in percent, a mean over seeds, by reading and factor on the bandwidth; and the grid's."""
+    """The automatic sparsity in percent, a mean over seeds, by reading and factor on the bandwidth; and the grid's.
+    Empty where no task has automatic runs of these students."""
     rows = []
     names = _tasks(data, student)
+    if not names:
+        return pd.DataFrame()
     for reading, label in READINGS.items():
         for factor in ("0.5", "1", "2"):
             column = f"extra_sensitivity_{reading}_{factor}"
@@ -206,3 +229,15 @@ def sensitivity(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
     rows.append({"reading": "A of random scores", "bandwidth": "× 1"} | uniform)
     best = {name: stark_page.best(data, name, student)["sparsity"].mean() * 100 for name in names}
     return pd.DataFrame([*rows, {"reading": "grid", "bandwidth": figures.DASH} | best])
+
+
+def readings_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+    """For each task how far the automatic sparsity moves with the bandwidth (reading A) and with the reading."""
+    table, parts = sensitivity(data, student), []
+    for name in _tasks(data, student):
+        half, one, two = (table[(table["reading"] == "A") & (table["bandwidth"] == f"× {b}")][name].iloc[0]
+                          for b in ("0.5", "1", "2"))
+        usual = table[table["reading"].isin(READINGS.values()) & (table["bandwidth"] == "× 1")][name]
+        parts.append(f"on {tasks.title(name)} reading A says {half:.0f}, {one:.0f} and {two:.0f} % at half, once and "
+                     f"twice the bandwidth, and all readings {usual.min():.0f} to {usual.max():.0f} % at Scott's")
+    return tables.listed("Here:", parts, "no runs yet") + "."

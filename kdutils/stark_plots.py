@@ -27,9 +27,10 @@ def curves(data: pd.DataFrame, student: str = "dropped"):
             ["percent", "seed"], ["score", "teacher", "confidence"], "of", "value").dropna(subset="value")
         long["of"] = long["of"].replace({"score": "student", "confidence": "teacher's confidence"})
         figures.curve(right, long, "percent", "value", "of", legend=i == 0)
-        metric, n = tasks.get(name).verdict_metric, known[known["sparsity"] > 0]["seed"].nunique()
-        left.set(title=f"{name}: {metric} (n = {n})", ylabel="student", xlabel="")
-        right.set(title=f"{name}: teacher", ylabel="points", xlabel="")
+        metric, n = tasks.readable(tasks.get(name).verdict_metric), known[known["sparsity"] > 0]["seed"].nunique()
+        title = tasks.title(name)
+        left.set(title=f"{title}: student (n = {n})", ylabel=f"{metric}, points", xlabel="")
+        right.set(title=f"{title}: student, teacher, confidence", ylabel=f"{metric}, points", xlabel="")
     for ax in axes[-2:]:
         ax.set_xlabel("heads and neurons removed, %")
     for ax in axes[:2]:
@@ -49,6 +50,21 @@ def curves_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
     return tables.listed(f"Score of the {student} student over the teacher's sparsity.", parts)
 
 
+def gains_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+    """For each task where the student's curve is highest above 0, how far above KD, and its teacher's score there."""
+    parts = []
+    for name in task_names(data):
+        found = whole(grid(data, name, student))
+        above, dense = found[found["sparsity"] > 0], found[found["sparsity"] == 0]
+        if len(above):
+            share = above.groupby("sparsity")["score"].mean().idxmax()
+            top = above[above["sparsity"] == share]
+            parts.append(f"on {tasks.title(name)} the curve is highest at {share:.0%}, "
+                         f"{tables.said(tables.versus(top, dense))} points from KD, with a teacher at "
+                         f"{top['teacher'].mean() * 100:.1f} instead of {dense['teacher'].mean() * 100:.1f}")
+    return tables.listed("Here:", parts, "no runs yet") + "."
+
+
 def _halved(data: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """By task the runs of layer-dropped students at half the teacher removed."""
     there = {name: at_half(grid(data, name).query("sparsity > 0")) for name in task_names(data)}
@@ -63,13 +79,14 @@ def map_of_heads(data: pd.DataFrame):
         return figures.placeholder()
     fig, axes = figures.panels(len(there), 2, height=2.2, sharey="row")
     for i, (name, runs) in enumerate(there.items()):
-        stay = np.mean([[[int(c) for c in row] for row in rows] for rows in runs["extra_kept_heads"]], axis=0)
+        stay = _stay(runs)
         neurons = np.mean(runs["extra_kept_neurons"].tolist(), axis=0)
         layers = np.arange(1, len(stay) + 1)
-        axes[i].imshow(stay, origin="lower", aspect="auto", vmin=0, vmax=1, cmap="cividis",
-                       extent=(0.5, stay.shape[1] + 0.5, 0.5, len(stay) + 0.5))
+        map_ = axes[i].imshow(100 * stay, origin="lower", aspect="auto", vmin=0, vmax=100, cmap="cividis",
+                              extent=(0.5, stay.shape[1] + 0.5, 0.5, len(stay) + 0.5))
         heads = np.arange(1, stay.shape[1] + 1)
-        axes[i].set(title=f"{name}, {share_of(runs)} removed", xlabel="head", xticks=heads, yticks=layers)
+        title = f"{tasks.title(name)}, {share_of(runs)} removed (n = {len(runs)})"
+        axes[i].set(title=title, xlabel="head", xticks=heads, yticks=layers)
         axes[i].grid(False)
         lower = axes[len(there) + i]
         layer = neurons.sum() / ((1 - runs["sparsity"].iloc[0]) * len(layers))  # neurons of a layer before
@@ -77,20 +94,54 @@ def map_of_heads(data: pd.DataFrame):
         lower.set(xlabel="neurons that stay, %", xlim=(0, 100), yticks=layers)
     for ax in (axes[0], axes[len(there)]):
         ax.set_ylabel("layer")
+    fig.colorbar(map_, ax=axes[: len(there)], label="seeds that keep it, %")
     return fig
 
 
+def _stay(runs: pd.DataFrame) -> np.ndarray:
+    """Share of the seeds in which each head stays [layers, heads], from the bottom layer up."""
+    return np.mean([[[int(c) for c in row] for row in rows] for rows in runs["extra_kept_heads"]], axis=0)
+
+
 def map_in_words(data: pd.DataFrame) -> str:
-    parts = []
-    for name, runs in _halved(data).items():
-        kept = np.mean([[row.count("1") for row in rows] for rows in runs["extra_kept_heads"]], axis=0)
-        parts.append(f"{name}: " + ", ".join(f"{k:.1f}" for k in kept))
+    """The same for those who do not see it."""
+    parts = [f"{name}: " + ", ".join(f"{k:.1f}" for k in _stay(runs).sum(1)) for name, runs in _halved(data).items()]
     return tables.listed("Mean number of heads that stay in each layer, from the bottom.", parts)
 
 
-def differences(estimates: dict[str, dict], label: str = "minus KD, points"):
-    """A forest plot of estimates by name."""
-    return figures.differences(estimates, label, 0.8 + 0.3 * max(1, len(estimates)))
+def layers_in_words(data: pd.DataFrame) -> str:
+    """For each task the layers that keep most and fewest of their heads, and how many heads every seed treats alike."""
+    parts = []
+    for name, runs in _halved(data).items():
+        stay = _stay(runs)
+        most, least = stay.sum(1).argmax(), stay.sum(1).argmin()
+        alike = np.isin(stay, (0, 1)).mean()
+        parts.append(f"on {tasks.title(name)} layer {most + 1} keeps most of its {stay.shape[1]} heads "
+                     f"({stay[most].sum():.1f}) and layer {least + 1} fewest ({stay[least].sum():.1f}), and "
+                     f"{alike:.0%} of all heads have the same fate in every seed (n = {len(runs)})")
+    return tables.listed("Here:", parts, "no runs yet") + "."
+
+
+def differences(by_task: dict[str, dict[str, dict]], label: str = "minus KD, points", columns: int = 2):
+    """A forest plot of estimates by name for each task: tasks may not have the same rows."""
+    if not by_task:
+        return figures.placeholder()
+    columns = min(columns, len(by_task))
+    height = 0.9 + 0.3 * max(map(len, by_task.values()))
+    fig, axes = figures.panels(columns, -(-len(by_task) // columns), height=height)
+    for ax, (name, estimates) in zip(axes, by_task.items(), strict=False):
+        figures.forest(ax, estimates)
+        ax.set(title=tasks.title(name), xlabel=label)
+    for ax in axes[len(by_task) :]:
+        ax.set_axis_off()
+    return fig
+
+
+def differences_in_words(by_task: dict[str, dict[str, dict]], what: str) -> str:
+    """The same for those who do not see it."""
+    parts = [f"{tasks.title(task)}: " + ", ".join(f"{name} {tables.said(e)}" for name, e in estimates.items())
+             for task, estimates in by_task.items()]
+    return tables.listed(f"{what}, in points.", parts)
 
 
 def lines(runs: pd.DataFrame, x: str, xlabel: str):
@@ -102,12 +153,13 @@ def lines(runs: pd.DataFrame, x: str, xlabel: str):
     for ax, name in zip(axes, names, strict=True):
         part = whole(runs[runs["task"] == name], x)
         figures.curve(ax, part, x, "score")
-        title = f"{name}, {share_of(part)} removed (n = {part['seed'].nunique()})"
-        ax.set(title=title, xlabel=xlabel, ylabel=tasks.get(name).verdict_metric)
+        title = f"{tasks.title(name)}, {share_of(part)} removed (n = {part['seed'].nunique()})"
+        ax.set(title=title, xlabel=xlabel, ylabel=tasks.readable(f"{tasks.get(name).verdict_metric}, points"))
     return fig
 
 
 def lines_in_words(runs: pd.DataFrame, x: str) -> str:
+    """The same for those who do not see it."""
     kept = [whole(part, x) for _, part in runs.groupby("task", sort=False)]
     means = (pd.concat(kept).groupby(["task", x])["score"].mean() * 100).round(1) if kept else {}
     return tables.listed(f"Mean score by task and {x}.",

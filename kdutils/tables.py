@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable
 
 import pandas as pd
+from IPython.display import Markdown, display
 
-from kdutils import claims, figures, tasks, verdicts
+from kdutils import claims, figures, summary, tasks, verdicts
 from kdutils.intervals import Estimate, paired
+from kdutils.tasks import readable
 
 # Measure -> the column of `records.frame` that holds it (see `measured`).
 MEASURES = {"score": "{split}_{score}", "held": "held_{score}", "agreement": "{split}_agreement",
@@ -51,10 +53,11 @@ def task_names(data: pd.DataFrame) -> list[str]:
 
 
 def by_seed(a: pd.DataFrame, b: pd.DataFrame, measure: str = "score") -> pd.Series:
-    """A minus B in points, by seed."""
+    """A minus B in points, by seed. ValueError: two runs of a seed on one side."""
     if not (len(a) and len(b)):
         return pd.Series(dtype=float)
-    return ((a.set_index("seed")[measure] - b.set_index("seed")[measure]) * figures.scale(measure)).dropna()
+    a, b = (verdicts.by_seed(side, measure) for side in (a, b))
+    return ((a - b) * figures.scale(measure) / 100).dropna()
 
 
 def versus(a: pd.DataFrame, b: pd.DataFrame, measure: str = "score") -> Estimate:
@@ -117,7 +120,31 @@ def in_words(estimates: dict[str, Estimate], what: str = "Differences in score")
                   [f"{name}: {e['effect']:+.1f} ({e['n']} seeds)" for name, e in estimates.items()])
 
 
+def clear(estimate: Estimate) -> bool:
+    """Whether an estimate has the seeds of a verdict, and an interval that excludes zero."""
+    return estimate["n"] >= verdicts.FEWEST and (estimate["low"] > 0 or estimate["high"] < 0)
+
+
 # --------------------------------------------------------------------------------------------------------------- tables
+
+
+def show_table(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
+    """`figures.table`; nothing where there are no rows."""
+    if len(data):
+        figures.table(data, caption, digits)
+
+
+def conclude(text: str) -> None:
+    """Show what follows from the runs, as a sentence of its own; nothing where the text is empty."""
+    if text:
+        display(Markdown(f"Here: {readable(text)}."))
+
+
+def compared(table: pd.DataFrame, first: str) -> pd.DataFrame:
+    """A table of text without the columns, `first` apart, in which fewer than two rows have a value: there is nothing
+    to compare in them. All columns that have any, where none has two."""
+    filled = (table.drop(columns=first) != figures.DASH).sum()
+    return table[[first, *filled.index[filled >= min(2, filled.max())]]]
 
 
 def printed(table: str, only: Iterable[str] = ()) -> pd.DataFrame:
@@ -145,7 +172,7 @@ def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
         paper = claims.evaluate(claim["paper_effect"]) if claim.get("paper_effect") else math.nan
         rows[claim["id"]] = {
             "claim": claim["sentence"], "the paper": figures.number(paper, sign=True),
-            verdicts.LIKE: figures.number(found.get("papers_metric"), sign=True), "ours": said(found),
+            summary.LIKE: figures.number(found.get("like_effect"), sign=True), "ours": said(found),
             "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,24 @@ TASKS = {
         Task("synthetic", "synthetic", ("text",), ("negative", "positive"), _ACC, "accuracy"),
     )
 }
+
+
+_TITLES = {"stsb": "STS-B", "sst2": "SST-2", "mnli-mm": "MNLI-mm", "cola": "CoLA", "rotten": "Rotten Tomatoes"}
+
+
+def title(name: str) -> str:
+    """A task's name as people write it."""
+    return _TITLES.get(name, name.upper())
+
+
+_READABLE = {name: title(name) for name in TASKS if name != "synthetic"}
+_READABLE |= {"f1": "F1", "matthews": "Matthews", "spearman": "Spearman"}
+_NAMES = re.compile(rf"\b({'|'.join(sorted(_READABLE, key=len, reverse=True))})\b")
+
+
+def readable(text: str) -> str:
+    """`text` with the names of tasks and metrics as people write them."""
+    return _NAMES.sub(lambda name: _READABLE[name[0]], text)
 
 
 def get(name: str) -> Task:

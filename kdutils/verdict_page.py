@@ -9,10 +9,11 @@ import pandas as pd
 from IPython.display import display
 
 from kdutils import claims as published
-from kdutils import experiments, figures, profiles
+from kdutils import experiments, figures, profiles, tasks
 from kdutils.records import command_for, look_up
 from kdutils.verdicts import select
 
+PAPERS = {key: about["short"] for key, about in published.load()["papers"].items()}
 MARKS = {"holds": ("o", "#0072b2"), "contradicted": ("X", "#d55e00"), "undecided": ("s", "#7f7f7f")}
 LINEAR = 3  # points up to which the axis is linear: a few effects are tens of points, most are not
 TICKS = [-30, -10, -3, -2, -1, 0, 1, 2, 3, 10, 30]
@@ -20,18 +21,23 @@ TICKS = [-30, -10, -3, -2, -1, 0, 1, 2, 3, 10, 30]
 
 def forest(table: pd.DataFrame):
     """A forest plot of `verdicts(...)[0]`: our effect and interval (marker and colour by verdict), the paper's effect
-    as an open diamond, the null value as a tick; correlation claims have an axis of their own. Returns the figure."""
+    as an open diamond, the null value as a tick; a panel a paper, and one for claims of correlation. Returns the
+    figure."""
     figures.style()
-    numbered = table.assign(label=[f"{row.claim}  {row.number}" for row in table.itertuples()])
-    parts = [numbered[numbered["kind"] != "correlation"], numbered[numbered["kind"] == "correlation"]]
-    heights = [max(1, len(part)) + 1 for part in parts]
-    figure, axes = plt.subplots(2, 1, figsize=(7.2, 0.25 * sum(heights) + 1), height_ratios=heights)
-    for axis, part in zip(axes, parts, strict=True):
+    parts = {PAPERS[paper]: part[part["kind"] != "correlation"] for paper, part in table.groupby("paper", sort=False)}
+    parts[""] = table[table["kind"] == "correlation"]
+    heights = [max(1, len(part)) + 1 for part in parts.values()]
+    figure, axes = plt.subplots(len(parts), 1, figsize=(7.2, 0.25 * sum(heights) + 1.2), height_ratios=heights)
+    for axis, (paper, part) in zip(axes, parts.items(), strict=True):
         _draw(axis, part.iloc[::-1])
-    axes[0].set_xscale("symlog", linthresh=LINEAR)
-    axes[0].set_xticks(TICKS, [f"{tick:+d}".replace("-", "−") if tick else "0" for tick in TICKS], minor=False)
-    axes[0].set(xlabel=f"A less B, points (logarithmic beyond {LINEAR})", xlim=_reach(parts[0]))
-    axes[1].set(xlabel="Pearson's r", xlim=(-1, 1))
+        axis.set_title(paper, loc="left", fontweight="bold")
+    for axis in axes[:-1]:
+        axis.set_xscale("symlog", linthresh=LINEAR)
+        axis.set_xlim(_reach(table[table["kind"] != "correlation"]))
+        axis.set_xticks(TICKS, [f"{tick:+d}".replace("-", "−") if tick else "0" for tick in TICKS], minor=False)
+        axis.tick_params(axis="x", labelbottom=axis is axes[-2])
+    axes[-2].set_xlabel(f"A less B, points (logarithmic beyond {LINEAR})")
+    axes[-1].set(xlabel="Pearson's r", xlim=(-1, 1))
     handles = [plt.Line2D([], [], marker=m, color=c, ls="none", label=name) for name, (m, c) in MARKS.items()]
     diamond = plt.Line2D([], [], marker="D", color="k", mfc="none", ls="none", ms=5, label="the paper")
     figure.legend(handles=[*handles, diamond], loc="outside upper right", ncols=4)
@@ -55,7 +61,8 @@ def _draw(axis, part: pd.DataFrame) -> None:
             axis.annotate(row.verdict, (1, y), xycoords=("axes fraction", "data"), ha="right", va="center", size=7)
         axis.plot(row.paper_effect, y, marker="D", color="k", mfc="none", ms=5, ls="none")
     axis.axvline(0, color="k", lw=0.6)
-    axis.set(yticks=range(len(part)), yticklabels=part["label"], ylim=(-0.6, len(part) - 0.4))
+    labels = [f"{row.short}  {row.number}" for row in part.itertuples()]
+    axis.set(yticks=range(len(part)), yticklabels=labels, ylim=(-0.6, len(part) - 0.4))
     axis.tick_params(axis="y", labelsize=8)
     axis.grid(False, axis="y")
 
@@ -63,7 +70,7 @@ def _draw(axis, part: pd.DataFrame) -> None:
 def in_words(table: pd.DataFrame) -> str:
     """What the forest plot says to those who do not see it."""
     said = "; ".join(
-        f"{verdict}: {', '.join(part['claim'])}" for verdict, part in table.groupby("verdict", sort=True)
+        f"{verdict}: {', '.join(part['short'])}" for verdict, part in table.groupby("verdict", sort=True)
     )
     return f"Forest plot of {len(table)} claims, our effect and 95 % interval beside the paper's effect. {said}."
 
@@ -77,7 +84,6 @@ def show(table: pd.DataFrame, caption: str, digits: int = 1) -> None:
     text = table.map(lambda v: figures.number(v, digits) if v is None or isinstance(v, float) else v)
     shown = figures.Table(text, caption)
     html = re.sub(r"<td>((0[1-9])_\w+)(#[\w-]+)?</td>", _link, shown._repr_html_())
-    html = re.sub(r"(\[[−+\d.]+, [−+\d.]+\])", r'<span style="white-space: nowrap">\1</span>', html)
     display({"text/html": html, "text/plain": repr(shown)}, raw=True)
 
 
@@ -88,7 +94,8 @@ def _link(cell: re.Match) -> str:
 
 def gaps(data: pd.DataFrame, book: dict | None = None) -> pd.DataFrame:
     """How far the layer-dropped KD student stays behind its teacher, in the paper and here, in points of the paper's
-    metric on dev; one row a task that has runs. The teacher is the one that taught them."""
+    metric on dev, and here also in the verdicts' metric on test where there is one; one row a task that has runs. The
+    teacher is the one that taught them."""
     rows = []
     for task, metric in (("mrpc", "f1"), ("sst2", "accuracy"), ("stsb", "spearman")):
         paper = [published.cell(f"stark-main-dropped/{row}/{task} {metric}", book) for row in ("BERT-base", "KD4")]
@@ -99,7 +106,11 @@ def gaps(data: pd.DataFrame, book: dict | None = None) -> pd.DataFrame:
         ours = [student[column].mean() * 100 for column in (f"extra_teacher_dev_{metric}", f"dev_{metric}")]
         names = ["teacher", "student", "gap", "our teacher", "our student", "our gap"]
         values = [*paper, paper[0] - paper[1], *ours, ours[0] - ours[1]]
-        rows.append({"task": f"{task} ({metric})"} | dict(zip(names, values, strict=True)) | {"n": len(student)})
+        judged = f"test_{tasks.get(task).verdict_metric}"
+        test = {"as judged, on test": (student[f"extra_teacher_{judged}"] - student[judged]).mean() * 100
+                } if judged in student else {}
+        rows.append({"task": f"{tasks.title(task)}, {metric}"} | dict(zip(names, values, strict=True)) | test
+                    | {"n": len(student)})
     return pd.DataFrame(rows)
 
 

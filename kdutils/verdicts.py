@@ -8,11 +8,8 @@ trains, and nothing here needs torch.
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +19,7 @@ from kdutils import claims as published
 from kdutils import experiments, profiles, tasks
 from kdutils.experiments import stark
 from kdutils.intervals import EMPTY, LEVEL, Estimate, correlation, holm, paired, pool_spreads, spread
-from kdutils.records import Store, frame, look_up, repository, write_atomically
+from kdutils.records import Store, frame, look_up
 
 PAPER = "paper"  # as a claim's measure: the metric that the papers print
 FEWEST = 5  # seeds below which nothing is decided
@@ -94,6 +91,7 @@ def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataF
     clean: one sparsity for all seeds, the best by its mean held-out metric.
     paper: each seed takes the sparsity whose best checkpoint is best on dev, where it is also reported.
     Both choose on the seeds that ran a whole grid of the plan (`experiments.stark.grids`), and nothing while none has.
+    A later grid of the plan counts until the planned seeds have run the better one.
     """
     by = f"best_dev_{metric}" if protocol == "paper" else f"held_{metric}"
     if grid.empty or by not in grid:
@@ -102,8 +100,9 @@ def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataF
     first = grid.iloc[0]
     planned = stark.grids(first["profile"], first["student"], first["scores"], first["base"]) or [tuple(table)]
     whole = [table[list(some)].dropna() for some in planned if set(some) <= set(table)]
-    whole = next((seeds for seeds in whole if len(seeds)), None)
-    if whole is None:
+    enough = profiles.profile(first["profile"]).seeds
+    whole = max(whole, key=lambda seeds: min(len(seeds), enough), default=table.iloc[:0])
+    if whole.empty:
         return grid.iloc[:0]
     if protocol == "paper":
         decided = grid[grid["seed"].isin(whole.index) & grid["sparsity"].isin(whole.columns)]
@@ -122,8 +121,7 @@ def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | Non
     metric, protocol = tasks.get(task).verdict_metric, claim.get("protocol", "clean")
     found = [side(data[data["task"] == task], claim[name], metric, protocol) for name in "ab"]
     measure = claim.get("measure", metric)
-    if measure == PAPER:
-        measure = claim.get("papers_metric", tasks.get(task).metrics[0])
+    measure = papers_metric(claim, task) if measure == PAPER else measure
     column = reported(pd.concat(found), measure, protocol)  # one for both sides: test less dev is neither
     a, b = (by_seed(part, claim[name].get("value", column)) for name, part in zip("ab", found, strict=True))
     if claim["kind"] == "wider":
@@ -132,13 +130,22 @@ def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | Non
     return differences, paired(differences, -claim.get("margin", 0.0))
 
 
-def in_the_papers_metric(data: pd.DataFrame, claim: dict, names: Iterable[str]) -> float:
-    """The mean over tasks of a comparison's mean difference by the metric that the papers print (on MRPC F1, where
-    verdicts read Matthews correlation); NaN for other claims and without runs."""
+def papers_metric(claim: dict, task: str) -> str:
+    """What the claim's paper prints of a task: GLUE's first metric, unless the claim names another."""
+    return claim.get("papers_metric", tasks.get(task).metrics[0])
+
+
+def in_the_papers_metric(data: pd.DataFrame, claim: dict, names: Iterable[str]) -> Estimate:
+    """A comparison's estimate by the metric that its paper prints (on MRPC F1 or accuracy, where verdicts read Matthews
+    correlation), pooled over tasks as verdicts are; empty for other claims and without runs."""
     if claim["kind"] not in ("beats", "nearly") or "measure" in claim or "value" in claim["a"]:
-        return math.nan
-    means = [on_task(data, claim | {"measure": PAPER}, task)[1]["effect"] for task in names]
-    return float(np.mean(means)) if means else math.nan
+        return dict(EMPTY)
+    return paired(_over_tasks([on_task(data, claim | {"measure": PAPER}, task)[0] for task in names]))
+
+
+def _over_tasks(differences: list[pd.Series]) -> pd.Series:
+    """Each seed's mean over tasks, for the seeds that all have."""
+    return pd.concat(differences, axis=1).dropna().mean(axis=1) if differences else pd.Series(dtype=float)
 
 
 def _correlated(data: pd.DataFrame, claim: dict, names: list[str]) -> tuple[list[str], Estimate]:
@@ -181,121 +188,38 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
     if claim["kind"] == "wider":
         pooled = pool_spreads([estimate for _, estimate in kept.values()])
     else:
-        together = pd.concat([d for d, _ in kept.values()], axis=1).dropna().mean(axis=1) if kept else []
-        pooled = paired(together, null)
+        pooled = paired(_over_tasks([d for d, _ in kept.values()]), null)
     few = not kept and any(row["task"] in planned for row in rows)  # runs, but nowhere five seeds
     said = "undecided" if few or (kept and not pooled["n"]) else verdict(pooled, null)  # tasks may share no seed
     if few:  # no estimate, but the most seeds that a task which can decide has reached
         deciding = [row["n"] for row in rows if row["task"] in planned and (profile, row["task"]) not in CANNOT_DECIDE]
         pooled |= {"n": max(deciding, default=0)}
-    pooled |= {"papers_metric": in_the_papers_metric(data, claim, kept)}
+    like = in_the_papers_metric(data, claim, kept)
+    pooled |= {f"like_{name}": like[name] for name in ("effect", "low", "high")}
     return [*rows, fixed | {"task": "pooled", "tasks": tuple(kept), "verdict": said} | pooled]
 
 
 def verdicts(data: pd.DataFrame, profile: str, book: dict | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(one row a claim, one row a claim and task). The first has the paper's effect, ours pooled over tasks, its
-    interval, p and Holm's p over all claims, verdict, verdict after Holm, and seeds planned and reached (n)."""
+    """(one row a claim, one row a claim and task). The first has the paper's effect, as printed and on the tasks pooled
+    here (`paper_here`), ours pooled over tasks, its interval, p and Holm's p over all claims, verdict, verdict after
+    Holm, seeds planned and reached (n), and ours with its interval in the paper's metric (`like_...`)."""
     book = book or published.load()
     rows = [row for claim in book["claims"] for row in judge(data, claim, profile)]
     table = pd.DataFrame(rows).drop(columns="df", errors="ignore")
     told = pd.DataFrame(
         {"claim": claim["id"], "paper": claim["paper"], "chapter": claim["chapter"],
-         "section": claim["section"], "sentence": claim["sentence"],
+         "section": claim["section"], "short": claim["short"], "sentence": claim["sentence"],
          "kind": claim["kind"], "headline": claim.get("headline", False), "null": -claim.get("margin", 0.0),
          "paper_effect": published.evaluate(claim["paper_effect"], book) if claim.get("paper_effect") else np.nan}
         for claim in book["claims"]
     )  # fmt: skip
     told.insert(0, "number", range(1, len(told) + 1))
     pooled = told.merge(table[table["task"] == "pooled"].drop(columns="task"), on="claim")
+    pooled["paper_here"] = [
+        published.on_tasks(c.get("paper_effect") or {}, {t: papers_metric(c, t) for t in on}, book)
+        for c, on in zip(book["claims"], pooled["tasks"], strict=True)]
     decided = pooled["verdict"].isin(("holds", "contradicted", "undecided")) & (pooled["n"] >= FEWEST)
     pooled["p_holm"] = holm(pooled["p"].where(decided))
     survives = pooled["p_holm"] < 1 - LEVEL
     pooled["after_holm"] = pooled["verdict"].where(survives | (pooled["verdict"] == "no runs yet"), "undecided")
     return pooled, table[table["task"] != "pooled"].reset_index(drop=True)
-
-
-SAID = {  # of one claim, of several
-    "holds": ("holds", "hold"), "contradicted": ("is contradicted", "are contradicted"),
-    "undecided": ("is undecided", "are undecided"), "no runs yet": ("has no runs yet", "have no runs yet"),
-}  # fmt: skip
-LIKE = "ours, in its metric"
-FILES = ("README.md", "book/intro.md")
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-
-
-def _number(value: float, kind: str = "") -> str:
-    return "–" if pd.isna(value) else f"{value:+.{2 if kind == 'correlation' else 1}f}".replace("-", "−")
-
-
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts(...)[0]` as text for a reader, one row a claim: our effect in the paper's metric, ours with its 95 %
-    interval, n of planned, the smallest effect that could have been seen, the verdict and whether it survives Holm's
-    correction, and the section that shows it."""
-    def row(r):
-        ours = _number(r.effect, r.kind)
-        if not pd.isna(r.low):
-            ours += f" [{_number(r.low, r.kind)}, {_number(r.high, r.kind)}]"
-        survives = "–" if r.verdict in ("undecided", "no runs yet") else "yes" if r.after_holm == r.verdict else "no"
-        return {
-            "no.": r.number, "claim": r.sentence, "paper": _number(r.paper_effect, r.kind),
-            LIKE: _number(r.papers_metric), "ours": ours,
-            "tasks": ", ".join(r.tasks) or "–", "n": f"{r.n}/{r.planned}",
-            "seen": _number(r.null + r.smallest, r.kind).lstrip("+"), "verdict": r.verdict, "Holm": survives,
-            "chapter": f"{r.chapter}#{r.section}",
-        }  # fmt: skip
-
-    columns = ["no.", "claim", "paper", LIKE, "ours", "tasks", "n", "seen", "verdict", "Holm", "chapter"]
-    return pd.DataFrame([row(r) for r in table.itertuples()], columns=columns)
-
-
-def counts(table: pd.DataFrame) -> dict[str, int]:
-    """How many claims got each verdict."""
-    return {name: int((table["verdict"] == name).sum()) for name in SAID}
-
-
-def summary(profile: str = "mini") -> str:
-    """The headline claims as a markdown table, from published records only: what the README and the front page show."""
-    published_only = Store(runs="book/records")  # no single-run files there, so only the published lines are read
-    table, _ = verdicts(results(profile, published_only), profile)
-    columns = ["claim", "paper", LIKE, "ours", "tasks", "n", "verdict", "Holm"]
-    rows = shown(table[table["headline"]])[columns].to_numpy().tolist()
-    lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
-    said = ", ".join(f"{n} {SAID[name][n > 1]}" for name, n in counts(table).items() if n)
-    lead = f"""Of {len(table)} claims at `{profile}`, {said}. The headline claims, in points: the paper's effect; ours
-by the same metric; ours as it is judged (MRPC by Matthews correlation where the papers print F1) with its 95 %
-interval; the tasks that have five seeds; n of the seeds planned; the verdict and whether it survives Holm's correction
-for testing all claims. A verdict is provisional while n or the tasks fall short of the plan in `book/claims.yml`."""
-    return "\n".join([lead, "", *lines])
-
-
-def write_summary(path: Path, text: str) -> bool:
-    """Put `text` between the markers of a file; returns whether that changed it. ValueError where they are missing."""
-    old = path.read_text(encoding="utf-8")
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path.name}: got no {BEGIN} … {END}; allowed: one pair of these markers")
-    new = f"{before}{BEGIN}\n{text}\n{END}{after}"
-    if new != old:
-        write_atomically(path, new)
-    return new != old
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m kdutils.verdicts summary [--write]`: print the summary, or put it into README.md and book/intro.md."""
-    parser = argparse.ArgumentParser(prog="python -m kdutils.verdicts", description=main.__doc__)
-    parser.add_argument("command", choices=["summary"])
-    parser.add_argument("--profile", default="mini", choices=sorted(profiles.PROFILES))
-    parser.add_argument("--write", action="store_true", help="write it between the markers of the two files")
-    args = parser.parse_args(argv)
-    text = summary(args.profile)
-    if not args.write:
-        print(text)
-        return 0
-    for name in FILES:
-        print(f"{name}: {'written' if write_summary(repository() / name, text) else 'unchanged'}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -86,6 +86,21 @@ def test_every_average_that_disagrees_is_among_the_checks():
     assert shown == set(odd["table"] + "/" + odd["row"])
 
 
+def test_an_effect_on_some_of_a_papers_tasks_by_hand():
+    average = {"difference": ["stark-main-dropped/STARK4/all average", "stark-main-dropped/KD4/all average"]}
+    two = {"mrpc": "f1", "sst2": "accuracy"}
+    assert claims.on_tasks(average, two) == pytest.approx((87.4 + 90.6) / 2 - (86.9 + 89.6) / 2)
+    rows = {"difference": [["peakd-4/SPS-2"], ["peakd-4/BERT3"]]}
+    one = claims.cell("peakd-4/SPS-2/mrpc f1") - claims.cell("peakd-4/BERT3/mrpc f1")
+    assert claims.on_tasks(rows, {"mrpc": "f1"}) == pytest.approx(one)
+    cells = {"difference": ["ksm-3/KSM soft BERT6/mrpc f1", "ksm-3/Dynamic KD BERT6/mrpc f1"]}
+    assert claims.on_tasks(cells, {"mrpc": "f1"}) == pytest.approx(claims.evaluate(cells))
+    missing = {"difference": ["stark-main-dropped/STARK4/all average", "stark-main-dropped/MetaKD4/all average"]}
+    for formula, on in ((average, {"cola": "matthews"}), (cells, {"sst2": "accuracy"}), (average, {}), ({}, two),
+                        (missing, {"qnli": "accuracy"})):
+        assert np.isnan(claims.on_tasks(formula, on))
+
+
 def test_formulas_by_hand():
     a, b = "ksm-2/Random-All/rte best", "ksm-2/Random-All/rte worst"
     assert claims.evaluate({"difference": [a, b]}) == pytest.approx(10.1)

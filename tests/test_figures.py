@@ -170,7 +170,7 @@ def test_runs_of_one_task_under_different_teachers_are_named(tmp_path, monkeypat
     same = [taught("mrpc", "a"), taught("mrpc", "a"), taught("stsb", "b"), taught("mrpc", None)]
     other_size = taught("mrpc", "c", model="large", depth=24)  # a teacher of another kind is another by intent
     assert row(*same, other_size) is None and row(same[-1]) is None
-    assert row(*same, taught("mrpc", "d")) == "runs of mrpc were taught by 2 different teachers (a, d)"
+    assert row(*same, taught("mrpc", "d")) == "runs of MRPC were taught by 2 different teachers (a, d)"
 
 
 def test_with_train_what_is_missing_is_made_once(tmp_path, monkeypatch):

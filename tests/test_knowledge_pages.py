@@ -89,7 +89,10 @@ def test_a_sequence_that_only_was_lucky_falls_back():
              for draw, was in ((0, "best"), (1, "middle"))]
     data = measured(first + again)
     best, middle = luck_page.replayed(data).to_dict("records")
-    assert best["first time"] == pytest.approx(90) and best["replayed"].startswith("61.0")
+    assert best["first time"] == pytest.approx(90) and best["replayed"] == "61.0 ± 2.5 (3)"
+    more = [run("replay", r["seed"], r["test_matthews"], draw=2, was="best") for r in again[::2]]
+    shared = luck_page.replayed(measured(first + again + more))["replayed"]
+    assert shared.iloc[0] == best["replayed"], "sequences share their seeds"
     assert middle["replayed"] == best["replayed"]
     found = luck_page.stays_lucky(data, "mrpc")
     assert found["effect"] == pytest.approx(0) and found["n"] == 3
@@ -189,8 +192,59 @@ def test_halves_are_compared_by_seed():
     assert list(table.index) == ["FinK", "FeaK", "RelK"] and table.loc["FinK", "first half only"] == "–"
     shown = table.loc["FeaK", ["first half only", "throughout", "late minus early"]]
     assert [cell[:4] for cell in shown] == ["50.0", "60.0", "+2.0"]
-    assert probes_page.halves_that_differ(data) == "1 of 2"
-    assert probes_page.heads(data).empty and probes_page.halves(measured([run("fixed", 0, 0.5)])).empty
+    assert probes_page.halves_that_differ(data).startswith("of the 2 differences in the last column that have five")
+    assert probes_page.halves_that_differ(data[:2]) == ""
+    assert probes_page.heads(data).empty and probes_page.heads_in_words(data) == ""
+    assert probes_page.halves(measured([run("fixed", 0, 0.5)])).empty
+
+
+def test_a_student_under_the_teachers_head_may_give_the_constant_answer():
+    rows = [run("fixed", 0, 0.2, knowledge="RelK"), run("fixed", 0, 0.1, knowledge="FeaK")]
+    rows += [run("teacher-head", s, score, knowledge=kind) for kind, score in (("FeaK", 0.45), ("RelK", 0.0))
+             for s in range(2)]
+    data = measured(rows)
+    shown = probes_page.heads(data).set_index("knowledge")
+    assert shown.loc["RelK"].tolist() == ["mrpc", "20.0 (1)", "0.0 (2)", "0.0"]
+    feature, relation = probes_page.heads_in_words(data).split("; ")
+    assert feature.endswith("scores 45.0 on mrpc (the teacher 50.0)")
+    assert relation.endswith("which in 2 of 2 runs is exactly the constant answer")
+
+
+def test_magnitudes_are_means_over_runs_and_shares_of_their_sum():
+    sizes = {"FinK": (3.0, 1.0), "ResK": (1.0, 0.5), "FeaK": (0.0, 0.0), "RelK": (0.0, 0.0)}
+    rows = [run("fixed", s, 0.3, knowledge=probes_page.probes.ALL)
+            | {f"extra_sizes_{kind}": [first + s, last] for kind, (first, last) in sizes.items()} for s in (0, 2)]
+    table = probes_page.magnitudes(measured([*rows, run("fixed", 0, 0.3, knowledge="FinK")])).set_index("type")
+    assert table["first steps"].tolist() == ["4", "2", "1", "1"] and table.loc["FinK", "last steps"] == "1"
+    assert table.loc["FinK", "share at the start"] == "5.0e-01"
+    assert probes_page.magnitudes(measured(rows[:1]).query("method == 'replay'")).empty
+
+
+def test_slopes_over_the_whole_of_training_stand_beside_what_they_explain():
+    data = draws(60, lambda s, rng: 0.3 + 0.10 * s["FinK"][0] - 0.20 * s["RelK"][2] + rng.normal(0, 0.002))
+    table = probes_page.whole(data).set_index("type")
+    assert list(table.index) == list(TYPES) and table.loc["RelK", "one step in ten more"].startswith("−")
+    assert set(table["variance explained"]) == {f"{probes_page.explained(data, 'mrpc'):.0%}"}
+    assert probes_page.whole(data[:3]).empty
+
+
+def test_readers_see_names_and_no_empty_tables(capsys, monkeypatch):
+    assert tables.readable("mrpc matthews, mnli-mm f1; mnli-m") == "MRPC Matthews, MNLI-mm F1; MNLI-m"
+    shown = []
+    monkeypatch.setattr(probes_page.figures, "display", shown.append)
+    monkeypatch.setattr(tables, "display", lambda text: shown.append(text.data))
+    tables.show_table(pd.DataFrame({"sst2 accuracy": ["on rte"]}), "On mrpc.")
+    assert shown[0].data.to_dict("list") == {"SST-2 accuracy": ["on RTE"]} and shown[0].caption == "On MRPC."
+    tables.show_table(pd.DataFrame(), "Nothing.")
+    tables.conclude("")
+    tables.conclude("on sst2 it holds")
+    assert shown[1:] == ["Here: on SST-2 it holds."] and capsys.readouterr().out == ""
+
+
+def test_columns_in_which_nothing_can_be_compared_are_left_out():
+    table = pd.DataFrame({"x": ["a", "b"], "two": ["1", "2"], "one": ["1", "–"], "none": ["–", "–"]})
+    assert list(tables.compared(table, "x")) == ["x", "two"]
+    assert list(tables.compared(table[["x", "one", "none"]], "x")) == ["x", "one"]
 
 
 def test_wider_is_judged_as_the_claims_are():
@@ -239,6 +293,81 @@ def test_the_main_table_ends_with_the_teacher_and_a_constant_answer():
     assert table.loc["finetune", "mrpc matthews"].startswith("30.0") and table.loc["teacher", "mrpc matthews"] == "50.0"
 
 
+def on_sst2(method, seed, score, **more):
+    return run(method, seed, score, task="sst2", chapter="06_ksm", test_accuracy=score, dev_accuracy=score,
+               best_dev_accuracy=score + 0.1, episodes=3.0 if "KSM" in method else None) | more
+
+
+def test_the_papers_metrics_of_a_task_and_no_others():
+    """MRPC's accuracy is the last epoch's; SST-2's F1 is not printed; a task with one method is left out."""
+    rows = [on_sst2(m, 0, 0.8) for m in ("PKD", "finetune")] + [run("PKD", 0, 0.3, best_dev_accuracy=0.6)]
+    columns = ["papers_accuracy", "papers_f1"]
+    table = ksm_page.rebuilt(measured(rows, ksm_page), columns)
+    assert list(table) == ["method", "sst2 accuracy"] and table["sst2 accuracy"].tolist() == ["90.0 (1)"] * 2
+    rows += [run("finetune", 0, 0.4)]
+    table = ksm_page.rebuilt(measured(rows, ksm_page), columns).set_index("method")
+    assert table.loc["PKD", ["mrpc accuracy", "mrpc f1"]].tolist() == ["30.0 (1)", "30.0 (1)"]
+
+
+def test_students_of_the_other_depth_are_told_by_their_layers():
+    rows = [on_sst2(m, 0, 0.8) for m in ("PKD", "KSM-soft")]
+    data = measured([*rows, *(on_sst2(f"{m}-2L", 0, 0.7, layers=2) for m in ("PKD", "KSM-soft"))], ksm_page)
+    assert ksm_page.other(data, "sst2") == 2 and ksm_page.other(data[:2], "sst2") is None
+    deeper = ksm_page.rebuilt(data, deeper=True)
+    assert deeper.to_dict("list") == {"method": ["PKD", "KSM-soft"], "sst2, 2 layers": ["70.0 (1)"] * 2}
+    assert ksm_page.rebuilt(data[:2], deeper=True).empty
+
+
+def test_what_a_large_exploration_reward_makes_of_actions():
+    rows = [on_sst2("KSM-soft", s, score + s / 100, extra_mean_action=[action] * 4, **more) for s in range(5)
+            for score, action, more in ((0.8, 0.5, {}), (0.81, 0.004, {"proportion": True}),
+                                        (0.79, 0.6, {"exploration": False}))]
+    said = ksm_page.explored(measured(rows, ksm_page))
+    assert "mean action is 0.004 with the large exploration reward and 0.50 with the default's" in said
+    assert "gain +1.0 (5) points over the default and +2.0 (5) points over no exploration reward" in said
+    assert ksm_page.explored(measured(rows[:1], ksm_page)) == ""
+
+
+def test_a_foreign_selector_is_compared_seed_by_seed():
+    rows = [on_sst2(m, s, score + s % 2 / 50, source=source) for s in range(5)
+            for m, score, source in (("KSM-soft", 0.8, None), ("transfer", 0.7, "seed"), ("transfer", 0.6, "task"))]
+    rows += [on_sst2("transfer", 5, 0.9, source="seed"), on_sst2("transfer-2L", 0, 0.5, source="depth", layers=2)]
+    data = measured(rows, ksm_page)
+    assert ksm_page.transfers(data)["selector"].tolist() == ["its own", "the next seed's", "mrpc's",
+                                                             "the usual depth's, 2 layers"]
+    assert "by −10.0 (5) points" in ksm_page.foreign(data) and ksm_page.foreign(data[:1]) == ""
+
+
+def stage_one(seed, rewards, **change):
+    episodes = [{"quality": -1.0 - i, "rewards": some} for i, some in enumerate(rewards)]
+    return on_sst2("KSM-soft", seed, 0.8 + seed / 100, extra_episodes=episodes, **change)
+
+
+def test_episodes_and_rewards_of_stage_one():
+    data = measured([stage_one(0, [[0.2, 0.4], [0.0, 0.6]]), stage_one(0, [[0.0, -0.1]], reward="accuracy")], ksm_page)
+    each = ksm_page.episodes(data)
+    assert each[["episode", "nll"]].to_numpy().tolist() == [[1, 1.0], [2, 2.0]]
+    table = ksm_page.rewards(data).set_index("reward")
+    assert table.loc["loss", "mean / deviation"] == pytest.approx(0.3 / np.std([0.2, 0.4, 0, 0.6]))
+    assert table[["above zero, %", "exactly zero, %", "phases"]].to_numpy().tolist() == [[75, 25, 4], [0, 50, 2]]
+    assert ksm_page.steadiness(data).startswith("on sst2 the reward from loss is the steadiest")
+    assert ksm_page.deviation(data, phase=2)["sst2"] == pytest.approx(np.std([0.2, 0.4, 0, 0.6]) / 2)
+    assert "0.1118 on average, so that exploration weighs about 10 times less" in ksm_page.proportion(data, phase=2)
+    empty = measured([on_sst2("PKD", 0, 0.8)], ksm_page)
+    assert ksm_page.episodes(empty).empty and ksm_page.steadiness(empty) == ksm_page.proportion(empty, 32) == ""
+
+
+def test_thresholds_tell_whether_hard_actions_select():
+    rows = [on_sst2(method, 0, 0.8, threshold=threshold, extra_mean_action=action, extra_skipped=5, extra_steps=50)
+            for method, threshold, action in (("KSM-hard", None, [1, 1, 1, 0.9]), ("KSM-threshold", 0.3, [1, 0, 0, 0]))]
+    data = measured(rows, ksm_page)
+    table = ksm_page.thresholds(data)
+    assert table["threshold"].tolist() == ["0.2", "0.3"] and table["types a step"].tolist() == [3.9, 1.0]
+    assert table["empty steps, %"].tolist() == [10, 10]
+    assert "3.9 of the 4 types" in ksm_page.selective(table) and "constant" not in ksm_page.selective(table)
+    assert ksm_page.selective(table[:1]).endswith("one about a constant") and ksm_page.selective(table[:0]) == ""
+
+
 def test_actions_move_within_a_run_or_between_runs():
     """One answers to every batch, which the parts of training hide. Older records have no deviations."""
     means = [[0.5, 0.5, 0.5, 0.5], [0.5, 0.2, 0.5, 0.5], [0.5, 0.6, 0.5, 0.5]]
@@ -250,7 +379,11 @@ def test_actions_move_within_a_run_or_between_runs():
     assert table.loc["ResK", ["within a run", "mean action"]].tolist() == pytest.approx([0, 1.3 / 3])
     assert table.loc["ResK", "between runs"] == pytest.approx(np.std([0.5, 0.2, 0.6], ddof=1))
     assert table.loc["RelK", "between runs"] == 0
-    assert ksm_page.movement(measured([old], ksm_page)).empty
+    assert ksm_page.movement(measured([old], ksm_page)).empty and ksm_page.mostly_within(table[:0]) == ""
+    assert ksm_page.mostly_within(ksm_page.movement(measured(rows[:1], ksm_page))) == "", "one run"
+    told = ksm_page.mostly_within(table.reset_index())
+    assert told == ("on mrpc actions deviate by 0.00 to 0.10 within a run and by 0.00 to 0.21 between runs, which is "
+                    "more for 1 of the 4 types")
     assert len(ksm_page.actions(measured([old], ksm_page))) == 80
 
 

@@ -36,6 +36,7 @@ def test_zeroed_weights():
         else:
             assert torch.equal(before, after), name
     assert pilot.zero_share(sparse) == pytest.approx(0.1, abs=1e-3) and pilot.zero_share(dense) == 0
+    assert pilot.zero_share(pilot.zero_weights(model(), 1, seed=0)) == 1  # an int is a share too, not a count
     again, other = pilot.zero_weights(model(), 0.1, seed=0), pilot.zero_weights(model(), 0.1, seed=1)
     assert checkpoints.hash_of(again) == checkpoints.hash_of(sparse) != checkpoints.hash_of(other)
 
@@ -53,6 +54,8 @@ def test_removed_units():
     for amount in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"amount: got {amount}; allowed: 0 to 1"):
             pilot.remove_units(dense, amount, 0)
+        with pytest.raises(ValueError, match=f"amount: got {amount}; allowed: 0 to 1"):
+            pilot.zero_weights(dense, amount, 0)
 
 
 def test_reliability_by_hand():
@@ -127,12 +130,12 @@ def shown():
 
 
 def test_amounts_and_differences_by_hand(shown):
-    table = pilot_page.amounts(shown, "random_unstructured", "mrpc").set_index("share")
+    table = pilot_page.amounts(shown, "random_unstructured").set_index("share")
     half = 10 * 4.302652729696142 / 3**0.5
     assert table.loc["10 %", "score"].split() == ["30.0", "±", f"{half:.1f}"] and table.loc["10 %", "n"] == "3"
     assert table.loc["0 %", "score"] == "50.0" and table.loc["0 %", "n"] == "1"  # one dense teacher
     assert table.loc["10 %", "NLL"].startswith("0.50") and table.loc["10 %", "entropy"] == "–"
-    assert table.loc["10 %", "f1, dev"].startswith("80.0")
+    assert table.loc["10 %", "paper's metric, dev"].startswith("80.0")
     (lost,) = pilot_page.compared(shown).to_dict("records")
     assert lost["score"] == lost["confidence"] == f"−20.0 ± {half:.1f} (3)" and lost["what"] == "weights zeroed"
 
@@ -142,7 +145,42 @@ def test_students_are_paired_by_seed(shown):
     assert name == "mrpc, 10 % zeroed" and found["effect"] == pytest.approx((5 - 1) / 2) and found["n"] == 2
     table = pilot_page.students(shown, "mini").set_index("zeroed")
     assert table.loc["10 %", "students"].startswith("42.0") and table.loc["10 %", "agreement"].startswith("70.0")
-    assert table.loc["10 %", "teacher"].startswith("30.0") and table.loc["0 %", "teacher"] == "50.0"
+    assert table.loc["10 %", "teacher"].startswith("25.0")  # of masks 0 and 1, which the two students had
+    assert table.loc["0 %", "teacher"] == "50.0"
+    assert pilot_page.taught_in_words(shown) == (
+        "Here: on MRPC a teacher 25.0 points worse (10 % zeroed) costs its students −2.0 ± 38.1 (2).")
+
+
+def test_what_confidence_fell_with(shown):
+    known = shown.assign(entropy=0.5, nll=shown["nll"] + shown["amount"].astype(float), ece=0.1)
+    known["ece"] = 0.1 - known["amount"].astype(float) / 2
+    assert pilot_page.honesty_in_words(known) == (
+        "Here, at 10 % zeroed: on MRPC confidence goes from 80.0 to 60.0, NLL goes from 0.50 to 0.60, ECE goes from "
+        "10.0 to 5.0 (at its lowest 5.0, with 10 % zeroed).")
+    assert pilot_page.honesty_in_words(shown).endswith("no runs yet.")  # without an entropy and a calibration error
+
+
+def test_the_papers_five_sizes_are_five_places():
+    """BERT-mini and BERT-small both have four layers: their sizes differ by their parameters."""
+    sizes = {"mini": 3.16, "small": 12.61, "medium": 25.22, None: 85.05, "large": 302.31}
+    rows = [{"task": "mrpc", "method": "finetune", "seed": seed, "layers": 4, "size": size, "amount": None,
+             "extra_encoder": millions * 1e6, "test_matthews": 0.4 + i / 10, "test_confidence": 0.8, "dev_f1": 0.8}
+            for i, (size, millions) in enumerate(sizes.items()) for seed in (0, 1)]
+    data = pilot_page.measured(pd.DataFrame(rows))
+    figure = pilot_page.over_sizes(data)
+    axis = figure.axes[0]
+    assert axis.get_xscale() == "log" and "millions" in axis.get_xlabel()
+    assert [len(line.get_xdata()) for line in axis.lines if line.get_linestyle() == "-"] == [5]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["3.16", "12.6", "25.2", "85", "302"]
+    assert "score 40.0 to 80.0" in pilot_page.in_words(pilot_page.sized(data), "millions", "parameters")
+    figure.canvas.draw()
+    plt.close(figure)
+
+
+def test_two_points_are_not_joined(shown):
+    figure = pilot_page.over_amounts(shown, "random_unstructured")
+    assert {line.get_linestyle() for line in figure.axes[0].lines} == {"None"}
+    plt.close(figure)
 
 
 def test_reliability_pools_masks_by_their_rows():
@@ -152,6 +190,9 @@ def test_reliability_pools_masks_by_their_rows():
     bars = pilot_page._bars(runs)
     assert bars["share"].tolist() == [0.25, 0.75] and bars["confidence"].tolist() == pytest.approx([0.6, 2.5 / 3])
     assert bars["accuracy"].tolist() == pytest.approx([0.2, 0.6])
+    runs = runs.assign(task="mrpc", method="random_unstructured", amount=0.1)
+    assert pilot_page.too_sure_in_words(runs, "mrpc").endswith("10 % weights zeroed +27.5.")
+    assert pilot_page.too_sure_in_words(runs, "sst2").endswith("no runs yet.")
 
 
 def test_a_page_without_runs_says_so(shown):
@@ -161,6 +202,8 @@ def test_a_page_without_runs_says_so(shown):
         assert "no runs yet" in [text.get_text() for axis in figure.axes for text in axis.texts]
         plt.close(figure)
     assert pilot_page.reliability_in_words(only, "mrpc").endswith("No runs yet.")
+    assert pilot_page.amounts(only, "random_structured").empty
+    assert pilot_page.taught_in_words(only) == "Here: no runs yet."
     assert pilot_page.compared(only).empty and pilot_page.students(only, "mini").empty
     assert pilot_page.sizes(only, "mini")["millions"].tolist() == ["10.65", "–"]
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kdutils import claims, experiments, intervals, records, verdict_page, verdicts
+from kdutils import claims, experiments, figures, intervals, records, summary, verdict_page, verdicts
 from kdutils.store import Store
 
 RNG = np.random.default_rng(0)
@@ -130,10 +130,13 @@ def test_the_effect_is_also_given_in_the_papers_metric():
                      ignore_index=True)
     data.loc[data["task"] == "mrpc", "test_f1"] = 0.8 + 0.25 * data["test_matthews"]
     pooled = judged(data, tasks=["mrpc", "sst2"])["pooled"]
-    assert (pooled["effect"], pooled["papers_metric"]) == (pytest.approx(4.5), pytest.approx((2.0 + 1.0) / 2))
+    assert (pooled["effect"], pooled["like_effect"]) == (pytest.approx(4.5), pytest.approx((2.0 + 1.0) / 2))
+    by_hand = np.mean([np.array([8.0, 8.1, 7.9, 8.2, 7.8]) / 4, [1.0, 1.1, 0.9, 1.2, 0.8]], axis=0)  # a mean a seed
+    assert (pooled["like_low"], pooled["like_high"]) == pytest.approx(
+        stats.t.interval(0.95, 4, by_hand.mean(), stats.sem(by_hand)))
     data.loc[data["task"] == "mrpc", "test_accuracy"] = 0.7 + 0.5 * data["test_matthews"]  # what KSM's paper averages
     pooled = judged(data, tasks=["mrpc", "sst2"], papers_metric="accuracy")["pooled"]
-    assert pooled["papers_metric"] == pytest.approx((4.0 + 1.0) / 2)
+    assert pooled["like_effect"] == pytest.approx((4.0 + 1.0) / 2)
 
 
 def test_tasks_without_a_seed_in_common_are_undecided():
@@ -201,6 +204,14 @@ def test_half_a_grid_chooses_nothing():
     assert len(verdicts.side(coarse, STARK, "matthews", "clean")) == 5  # random scores may choose from the coarse grid
     single = full[full["sparsity"] == 0.4].assign(scores="friendliness")  # planned where another grid chose
     assert len(verdicts.side(single, STARK, "matthews", "clean")) == 5
+
+
+def test_a_better_grid_chooses_once_the_planned_seeds_have_run_it():
+    coarse, rest = {0.1: 0.5, 0.3: 0.6, 0.5: 0.5, 0.7: 0.5}, {0.2: 0.5, 0.4: 0.5, 0.6: 0.5, 0.8: 0.5, 0.9: 0.7}
+    first, more = (grid(held=held).assign(profile="mini", scores="random") for held in (coarse, rest))
+    for seeds, best in ((0, 0.3), (1, 0.3), (4, 0.3), (5, 0.9)):
+        found = verdicts.side(pd.concat([first, more[more["seed"] < seeds]]), STARK, "matthews", "clean")
+        assert set(found["sparsity"]) == {best} and len(found) == 5
 
 
 def test_the_same_runs_on_both_sides_decide_nothing():
@@ -338,7 +349,7 @@ def test_a_single_seed_has_an_effect_and_no_interval():
 def test_all_claims_without_records_and_with_a_few():
     table, by_task = verdicts.verdicts(NONE, "mini")
     assert set(table["verdict"]) == {"no runs yet"} and by_task.empty
-    assert len(table) == len(claims.load()["claims"]) == verdicts.counts(table)["no runs yet"]
+    assert len(table) == len(claims.load()["claims"]) == summary.counts(table)["no runs yet"]
     kd, ft = ([0.70, 0.71, 0.72, 0.70, 0.71], [0.68, 0.70, 0.70, 0.69, 0.69])
     data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in (("KD", kd), ("FT", ft))])
     data["chapter"] = "02_stark"
@@ -347,10 +358,43 @@ def test_all_claims_without_records_and_with_a_few():
     assert (row["verdict"], row["n"], row["planned"], row["after_holm"]) == ("holds", 5, 5, "undecided")
     assert row["p_holm"] == pytest.approx(min(1, row["p"] * len(table)))
     assert by_task["task"].tolist() == ["mrpc"]
-    text = verdicts.shown(table).set_index("no.").loc[row["number"]]
+    (alone,) = summary.apart(by_task, table).to_dict("records")
+    assert [alone[k] for k in ("no.", "claim", "task", "n", "verdict")] == [
+        row["number"], "KD beats fine-tuning", "MRPC", "5/5", "holds"] and alone["ours"].startswith("+1.6\u00a0[")
+    text = summary.shown(table).set_index("no.").loc[row["number"]]
     assert (text["paper"], text["n"], text["Holm"]) == ("+0.1", "5/5", "no")
     assert text["chapter"] == "02_stark#beside-the-paper-s-table"
-    assert text["ours"] == f"+1.6 [+{row['low']:.1f}, +{row['high']:.1f}]"
+    assert text["ours"] == f"+1.6\u00a0[+{row['low']:.1f},\u00a0+{row['high']:.1f}]"
+
+
+@pytest.mark.parametrize(("printed", "here", "said"), [
+    (1.0, np.nan, "yes"), (3.0, np.nan, "no, ours smaller"), (-1.0, np.nan, "no, ours larger"),
+    (3.0, 1.0, "yes"), (1.0, 3.0, "no, ours smaller"), (np.nan, np.nan, "–")])  # fmt: skip
+def test_whether_our_interval_holds_the_papers_effect(printed, here, said):
+    """That on the same tasks, where the paper prints them."""
+    row = pd.Series({"paper_effect": printed, "paper_here": here, "like_low": 0.5, "like_high": 2.0})
+    assert summary.against_the_paper(row) == said
+    row["like_low"] = np.nan
+    assert summary.against_the_paper(row) == "–"
+
+
+def test_numbers_in_text_have_a_true_minus_and_no_signed_zero():
+    said = [figures.number(x, sign=True) for x in (1.25, -0.34, 0.04, -0.04, np.nan)]
+    assert said == ["+1.2", "−0.3", "0.0", "0.0", "–"] and figures.number(-0.04) == "0.0"
+    assert figures.number(-0.04, 2) == "−0.04"
+    assert summary.interval(1.0, -0.01, 2.0) == "+1.0\u00a0[0.0,\u00a0+2.0]"
+    assert summary.interval(1.0, np.nan, np.nan) == "+1.0"
+
+
+def test_a_claims_effect_by_task_and_the_undecided_that_are_too_small():
+    parts = pd.DataFrame({"claim": ["a", "a", "b"], "task": ["mrpc", "sst2", "stsb"], "effect": [8.0, -0.2, 1.0],
+                          "low": [4.0, -0.5, 0.5], "high": [12.0, 0.1, 1.5], "n": [5, 5, 3]})
+    assert summary.by_task(parts, "a") == (
+        "MRPC +8.0\u00a0[+4.0,\u00a0+12.0]<br>SST-2 −0.2\u00a0[−0.5,\u00a0+0.1]")
+    assert (summary.by_task(parts, "b"), summary.by_task(parts, "c")) == ("STS-B +1.0\u00a0[+0.5,\u00a0+1.5]", "–")
+    table = pd.DataFrame({"verdict": ["undecided"] * 3 + ["holds"], "paper_effect": [1.0, 0.1, np.nan, 9.0],
+                          "paper_here": np.nan, "like_low": -0.5, "like_high": 0.5})
+    assert summary.ruled_out(table) == (2, 1)
 
 
 def test_the_gap_between_teacher_and_student_stands_beside_the_papers():
@@ -358,7 +402,7 @@ def test_the_gap_between_teacher_and_student_stands_beside_the_papers():
     student = runs("KD", "sst2", [0.84, 0.82], split="dev", student="dropped", chapter="02_stark")
     student["extra_teacher_dev_accuracy"] = 0.86
     (row,) = verdict_page.gaps(student).to_dict("records")
-    assert (row["task"], row["n"]) == ("sst2 (accuracy)", 2)
+    assert (row["task"], row["n"]) == ("SST-2, accuracy", 2)
     assert [row[k] for k in ("gap", "our teacher", "our gap")] == pytest.approx([93.8 - 89.6, 86.0, 3.0])
 
 
@@ -373,7 +417,7 @@ def test_a_page_table_links_to_the_chapter_and_an_empty_one_says_so(capsys):
     assert '<td><a href="02_stark.html#the-result">02</a></td>' in html
     assert '<td><a href="06_ksm.html#ablations">06</a></td>' in html
     assert "<caption>Two claims</caption>" in html
-    assert "<td>−1.2</td>" in html and "<td>–</td>" in html
+    assert '<td class="number">−1.2</td>' in html and "<td>–</td>" in html
     assert capsys.readouterr().out == "No runs yet for: No claims\n"
 
 
@@ -397,17 +441,18 @@ def test_the_forest_plot_draws_every_claim_and_names_those_without_runs():
     table, _ = verdicts.verdicts(data, "mini")
     figure = verdict_page.forest(table)
     labels = [text.get_text() for axis in figure.axes for text in axis.get_yticklabels()]
-    assert sorted(labels) == sorted(table["claim"] + "  " + table["number"].astype(str))
+    assert sorted(labels) == sorted(table["short"] + "  " + table["number"].astype(str))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["STARK", "Pea-KD", "KSM", ""]
     said = [text.get_text() for axis in figure.axes for text in axis.texts]
     assert said == ["no runs yet"] * (len(table) - 1)
-    assert "holds: kd-beats-ft; no runs yet: pilot-size-score, " in verdict_page.in_words(table)
+    assert "holds: KD beats fine-tuning; no runs yet: Larger models score higher, " in verdict_page.in_words(table)
 
 def test_the_front_pages_hold_the_summary_of_the_published_records():
-    text = verdicts.summary("mini")
-    for name in verdicts.FILES:
+    text = summary.summary("mini")
+    for name in summary.FILES:
         page = (records.repository() / name).read_text(encoding="utf-8")
-        held = page.partition(verdicts.BEGIN)[2].partition(verdicts.END)[0].strip()
-        assert held == text, f"{name} is stale: run python -m kdutils.verdicts summary --write"
+        held = page.partition(summary.BEGIN)[2].partition(summary.END)[0].strip()
+        assert held == text, f"{name} is stale: run python -m kdutils.summary --write"
 
 
 def test_the_summary_is_made_from_published_records_of_planned_runs_only(tmp_path, monkeypatch):
@@ -416,26 +461,26 @@ def test_the_summary_is_made_from_published_records_of_planned_runs_only(tmp_pat
 
     plan = [spec(method, seed) for method in ("KD", "FT") for seed in range(5)]
     monkeypatch.setattr(experiments, "CHAPTERS", {"02_stark": "stark"})
-    monkeypatch.setattr(experiments, "plan", lambda chapter, profile: plan)
-    before = verdicts.summary("mini")
+    monkeypatch.setattr(experiments, "plan", lambda chapter, profile, task="mrpc": plan if task == "mrpc" else [])
+    before = summary.summary("mini")
     monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
     for one in [*plan, spec("KD", 5)]:  # the last is of an earlier plan
         Store().put(one, {"metrics": {"test": {"matthews": 0.6 + one.seed / 100}}}, 1.0)
     assert len(verdicts.results("mini")) == 10
-    assert verdicts.summary("mini") == before
+    assert summary.summary("mini") == before
 
 
 def test_writing_a_summary_touches_only_what_is_between_the_markers(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{verdicts.BEGIN}\nold\n{verdicts.END}\nbelow\n")
-    assert verdicts.write_summary(page, "new")
-    assert page.read_text() == f"above\n{verdicts.BEGIN}\nnew\n{verdicts.END}\nbelow\n"
-    assert not verdicts.write_summary(page, "new")
+    page.write_text(f"above\n{summary.BEGIN}\nold\n{summary.END}\nbelow\n")
+    assert summary.write_summary(page, "new")
+    assert page.read_text() == f"above\n{summary.BEGIN}\nnew\n{summary.END}\nbelow\n"
+    assert not summary.write_summary(page, "new")
     page.write_text("no markers")
     with pytest.raises(ValueError, match=r"page.md: got no <!-- results:begin -->"):
-        verdicts.write_summary(page, "new")
+        summary.write_summary(page, "new")
 
 
 def test_verdicts_do_not_import_torch():
-    code = "import sys, kdutils.verdicts as v; v.summary(); sys.exit('torch' in sys.modules)"
+    code = "import sys, kdutils.summary as s; s.summary(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=records.repository()).returncode == 0

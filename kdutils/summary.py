@@ -1,0 +1,173 @@
+"""Verdicts as text for readers: rows of tables, and the summary that the README and the front page share.
+
+    python -m kdutils.summary            print it
+    python -m kdutils.summary --write    put it between the markers of both files
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from kdutils import claims as published
+from kdutils import experiments, figures, profiles, tasks, verdicts
+from kdutils.figures import DASH
+from kdutils.records import Store, repository, write_atomically
+
+SAID = {  # of one claim, of several
+    "holds": ("holds", "hold"), "contradicted": ("is contradicted", "are contradicted"),
+    "undecided": ("is undecided", "are undecided"), "no runs yet": ("has no runs yet", "have no runs yet"),
+}  # fmt: skip
+LIKE = "ours, in its metric"
+INSIDE = "in our interval?"
+FILES = ("README.md", "book/intro.md")
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def interval(effect: float, low: float, high: float, digits: int = 1) -> str:
+    """An effect and, where it has one, its 95 % interval."""
+    effect, low, high = (figures.number(value, digits, sign=True) for value in (effect, low, high))
+    return effect if low == DASH else f"{effect}\u00a0[{low},\u00a0{high}]"
+
+
+def against_the_paper(row) -> str:
+    """Whether the printed effect (on the tasks pooled here, where the paper prints them) lies in our interval in the
+    same metric; if not, which is larger."""
+    printed = row.paper_effect if pd.isna(row.paper_here) else row.paper_here
+    if pd.isna(printed) or pd.isna(row.like_low):
+        return DASH
+    return "no, ours smaller" if row.like_high < printed else "no, ours larger" if row.like_low > printed else "yes"
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`verdicts.verdicts(...)[0]` as text, one row a claim: the paper's effect, printed and on the same tasks; ours in
+    the paper's metric, and whether the paper's lies in it; ours as judged, each with its 95 % interval; n of planned;
+    the smallest effect that could have been seen; the verdict, whether it survives Holm's correction, and the section
+    that shows it."""
+    def row(r):
+        digits = 2 if r.kind == "correlation" else 1
+        survives = DASH if r.verdict in ("undecided", "no runs yet") else "yes" if r.after_holm == r.verdict else "no"
+        return {
+            "no.": r.number, "claim": r.sentence, "verdict": r.verdict, "Holm": survives,
+            "paper": figures.number(r.paper_effect, digits, sign=True),
+            "same tasks": figures.number(r.paper_here, sign=True),
+            LIKE: interval(r.like_effect, r.like_low, r.like_high), INSIDE: against_the_paper(r),
+            "ours": interval(r.effect, r.low, r.high, digits),
+            "tasks": ", ".join(map(tasks.title, r.tasks)) or DASH,
+            "n": f"{r.n}/{r.planned}", "seen": figures.number(r.null + r.smallest, digits),
+            "chapter": f"{r.chapter}#{r.section}",
+        }  # fmt: skip
+
+    columns = ["no.", "claim", "verdict", "Holm", "paper", "same tasks", LIKE, INSIDE, "ours", "tasks", "n", "seen",
+               "chapter"]  # fmt: skip
+    return pd.DataFrame([row(r) for r in table.itertuples()], columns=columns)
+
+
+def counts(table: pd.DataFrame) -> dict[str, int]:
+    """How many claims got each verdict."""
+    return {name: int((table["verdict"] == name).sum()) for name in SAID}
+
+
+def said(table: pd.DataFrame) -> str:
+    """How many claims got each verdict, in words."""
+    return ", ".join(f"{n} {SAID[name][n > 1]}" for name, n in counts(table).items() if n)
+
+
+def ruled_out(table: pd.DataFrame) -> tuple[int, int]:
+    """Of the undecided claims: how many have a printed effect to compare with, and for how many of these our interval
+    lies below it."""
+    found = [against_the_paper(row) for row in table[table["verdict"] == "undecided"].itertuples()]
+    return sum(one != DASH for one in found), found.count("no, ours smaller")
+
+
+def reach(profile: str, data: pd.DataFrame) -> str:
+    """How many of the planned runs of each task are recorded."""
+    planned = {task: sum(len(set(experiments.plan(chapter, profile, task))) for chapter in experiments.CHAPTERS)
+               for task in profiles.task_names(profile)}  # fmt: skip
+    made = data["task"].value_counts()
+    each = ", ".join(f"{tasks.title(task)} {made.get(task, 0):,} of {n:,}" for task, n in planned.items())
+    return f"{len(data):,} of {sum(planned.values()):,} planned runs are made ({each})"
+
+
+def apart(parts: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Both of `verdicts.verdicts(...)` as text, one row a claim and task: ours as judged there, n, the smallest effect
+    that could have been seen, and the verdict that the task alone would give."""
+    about = table.set_index("claim")
+    rows = [{"no.": about.loc[r.claim, "number"], "claim": about.loc[r.claim, "short"], "task": tasks.title(r.task),
+             "ours": interval(r.effect, r.low, r.high), "n": f"{r.n}/{r.planned}", "seen": figures.number(r.smallest),
+             "verdict": r.verdict} for r in parts.itertuples()]  # fmt: skip
+    return pd.DataFrame(rows, columns=["no.", "claim", "task", "ours", "n", "seen", "verdict"])
+
+
+def by_task(parts: pd.DataFrame, claim: str) -> str:
+    """A claim's effect on each task, as judged, with its interval."""
+    rows = parts[parts["claim"] == claim].itertuples()
+    return "<br>".join(f"{tasks.title(r.task)} {interval(r.effect, r.low, r.high)}" for r in rows) or DASH
+
+
+def summary(profile: str = "mini") -> str:
+    """The headline claims as a markdown table, from published records: what the README and the front page show. (Runs
+    that are planned only once others have chosen, are planned from the working store too.)"""
+    published_only = Store(runs="book/records")  # no single-run files there, so only the published lines are read
+    data = verdicts.results(profile, published_only)
+    table, parts = verdicts.verdicts(data, profile)
+    text = shown(table)
+    text.loc[text["Holm"] == "yes", "verdict"] = "**" + text["verdict"] + "**"
+    text["by task, as judged"] = [by_task(parts, claim) for claim in table["claim"]]
+    differs = ~text["same tasks"].isin([DASH]) & (text["same tasks"] != text["paper"])
+    text.loc[differs, "paper"] += " (" + text["same tasks"] + ")"
+    text[LIKE] += text[INSIDE].map({"yes": "", DASH: ""}).fillna("<br>" + text[INSIDE].str.removeprefix("no, "))
+    columns = ["claim", "verdict", "paper", LIKE, "by task, as judged", "n"]
+    rows = text.loc[table["headline"].to_numpy(), columns].to_numpy().tolist()
+    lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
+    papers = published.load()["papers"]
+    each = "; ".join(f"{papers[paper]['short']}: {said(part)}" for paper, part in table.groupby("paper", sort=False))
+    compared, below = ruled_out(table)
+    alone = sum(len(on) == 1 for on in table["tasks"])
+    lead = f"""Of {len(table)} claims at `{profile}`, {said(table)} ({each}). Undecided does not mean unknown:
+{compared} of those have a printed effect, and for {below} our interval excludes one as large. So far
+{reach(profile, data)}; {alone} claims rest on one task alone.
+
+The headline claims, in points:
+
+- *paper*: the printed effect, in brackets on the tasks that are pooled here;
+- *ours, in its metric*: by the metric that the paper prints, with a 95 % interval; *ours smaller* (or *larger*) where
+  that does not hold the paper's effect;
+- *by task, as judged*: MRPC by Matthews correlation, which moves several times as far;
+- *n*: seeds that all tasks have, of those planned. A verdict is provisional until they are there. **Bold**: it survives
+  Holm's correction for testing all claims."""
+    return "\n".join([lead, "", *lines])
+
+
+def write_summary(path: Path, text: str) -> bool:
+    """Put `text` between the markers of a file; returns whether that changed it. ValueError where they are missing."""
+    old = path.read_text(encoding="utf-8")
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path.name}: got no {BEGIN} … {END}; allowed: one pair of these markers")
+    new = f"{before}{BEGIN}\n{text}\n{END}{after}"
+    if new != old:
+        write_atomically(path, new)
+    return new != old
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kdutils.summary", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="mini", choices=sorted(profiles.PROFILES))
+    parser.add_argument("--write", action="store_true", help="write it between the markers of the two files")
+    args = parser.parse_args(argv)
+    text = summary(args.profile)
+    if not args.write:
+        print(text)
+        return 0
+    for name in FILES:
+        print(f"{name}: {'written' if write_summary(repository() / name, text) else 'unchanged'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
