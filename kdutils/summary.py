@@ -66,6 +66,18 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([row(r) for r in table.itertuples()], columns=columns)
 
 
+def merged(text: pd.DataFrame, line: str = "; ") -> pd.DataFrame:
+    """`shown` in three columns less: the paper's effect with that on the same tasks in brackets, ours in its metric
+    and, after `line`, whether it is smaller or larger than the paper's, a verdict that survives Holm with a dagger."""
+    differs = (text["same tasks"] != DASH) & (text["same tasks"] != text["paper"])
+    beside = text[INSIDE].str.removeprefix("no, ").where(text[INSIDE].str.startswith("no"), "")
+    return text.assign(**{
+        "paper": text["paper"] + (" (" + text["same tasks"] + ")").where(differs, ""),
+        LIKE: text[LIKE] + (line + beside).where(beside != "", ""),
+        "verdict": text["verdict"] + pd.Series(" †", text.index).where(text["Holm"] == "yes", ""),
+    }).drop(columns=["same tasks", INSIDE, "Holm"])
+
+
 def counts(table: pd.DataFrame) -> dict[str, int]:
     """How many claims got each verdict."""
     return {name: int((table["verdict"] == name).sum()) for name in SAID}
@@ -114,12 +126,8 @@ def summary(profile: str = "mini") -> str:
     published_only = Store(runs="book/records")  # no single-run files there, so only the published lines are read
     data = verdicts.results(profile, published_only)
     table, parts = verdicts.verdicts(data, profile)
-    text = shown(table)
-    text.loc[text["Holm"] == "yes", "verdict"] = "**" + text["verdict"] + "**"
+    text = merged(shown(table), "<br>")
     text["by task, as judged"] = [by_task(parts, claim) for claim in table["claim"]]
-    differs = ~text["same tasks"].isin([DASH]) & (text["same tasks"] != text["paper"])
-    text.loc[differs, "paper"] += " (" + text["same tasks"] + ")"
-    text[LIKE] += text[INSIDE].map({"yes": "", DASH: ""}).fillna("<br>" + text[INSIDE].str.removeprefix("no, "))
     columns = ["claim", "verdict", "paper", LIKE, "by task, as judged", "n"]
     rows = text.loc[table["headline"].to_numpy(), columns].to_numpy().tolist()
     lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
@@ -137,7 +145,7 @@ The headline claims, in points:
 - *ours, in its metric*: by the metric that the paper prints, with a 95 % interval; *ours smaller* (or *larger*) where
   that does not hold the paper's effect;
 - *by task, as judged*: MRPC by Matthews correlation, which moves several times as far;
-- *n*: seeds that all tasks have, of those planned. A verdict is provisional until they are there. **Bold**: it survives
+- *n*: seeds that all tasks have, of those planned. A verdict is provisional until they are there. †: it survives
   Holm's correction for testing all claims."""
     return "\n".join([lead, "", *lines])
 

@@ -386,6 +386,16 @@ def test_numbers_in_text_have_a_true_minus_and_no_signed_zero():
     assert summary.interval(1.0, np.nan, np.nan) == "+1.0"
 
 
+def test_a_table_of_claims_in_three_columns_less():
+    text = pd.DataFrame({"claim": "c", "verdict": ["holds", "undecided", "undecided"], "Holm": ["yes", "–", "–"],
+                         "paper": ["+1.0", "+1.0", "–"], "same tasks": ["+0.8", "+1.0", "–"],
+                         summary.LIKE: ["+2.0", "+0.9", "–"], summary.INSIDE: ["no, ours larger", "yes", "–"]})
+    made = summary.merged(text)
+    assert made.to_dict("list") == {
+        "claim": ["c"] * 3, "verdict": ["holds †", "undecided", "undecided"], "paper": ["+1.0 (+0.8)", "+1.0", "–"],
+        summary.LIKE: ["+2.0; ours larger", "+0.9", "–"]}
+
+
 def test_a_claims_effect_by_task_and_the_undecided_that_are_too_small():
     parts = pd.DataFrame({"claim": ["a", "a", "b"], "task": ["mrpc", "sst2", "stsb"], "effect": [8.0, -0.2, 1.0],
                           "low": [4.0, -0.5, 0.5], "high": [12.0, 0.1, 1.5], "n": [5, 5, 3]})
