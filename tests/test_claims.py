@@ -123,7 +123,8 @@ def test_a_cell_that_is_not_there_is_named(ref, says):
 
 def test_load_refuses_a_row_of_the_wrong_length_and_an_unknown_kind(tmp_path):
     table = "checks: []\nclaims: []\ntables: {t: {paper: p, table: T, split: dev, columns: [a b, c d], rows: {r: [1]}}}"
-    claim = "{id: x, kind: likes, chapter: c, section: x, paper: p, sentence: s, seeds: 5, a: {}, b: {}, tasks: [mrpc]}"
+    claim = "{id: x, kind: likes, chapter: c, section: x, paper: p, short: t, sentence: s, "
+    claim += "seeds: 5, a: {}, b: {}, tasks: [mrpc]}"
     claim = "checks: []\ntables: {}\nclaims: [" + claim + "]\n"
     cases = [(table, "t/r: got 1 values"), (claim, "x: kind: got 'likes'"), ("claims: []", "got no tables, checks"),
              (claim.replace("a: {}, ", ""), "claim 'x': got no a; allowed: id, "),
@@ -140,7 +141,8 @@ def test_claims_are_complete_and_planned_as_the_design_says():
     assert len(ids) == len(set(ids)) >= 30
     mini = profiles.profile("mini")
     for claim in BOOK["claims"]:
-        assert {"id", "paper", "chapter", "section", "sentence", "kind", "seeds", "tasks", "a", "b"} <= set(claim)
+        needed = {"id", "paper", "chapter", "section", "short", "sentence", "kind", "seeds", "tasks", "a", "b"}
+        assert needed <= set(claim)
         assert claim["paper"] in BOOK["papers"]
         assert set(claim["tasks"]) <= set(mini.tasks) - {"rte"}
         assert ("margin" in claim) == (claim["kind"] == "nearly")
