@@ -13,13 +13,17 @@ from kdutils.probes_page import TYPES, papers_accuracy
 from kdutils.tables import by_seed, clear, compared, pooled, readable, said, task_names, text, versus
 
 VARIED = ("layers", "multi_phase", "exploration", "proportion", "reward", "phase", "threshold", "source", "copies",
-          "draw")
+          "draw", "largest", "clip")
 METHODS = ("finetune", "vanilla-KD", "PKD", "Dynamic-KD", "Random-Hard", "Random-Soft", "constant", "tuned-constant",
            "KSM-hard", "KSM-soft")
 ABLATIONS = {"without the exploration reward": {"exploration": False},
              "exploration as large as in the paper": {"proportion": True}, "without phases": {"multi_phase": False},
              "rewarded by accuracy": {"reward": "accuracy"}, "rewarded by F1": {"reward": "f1"},
              "phases of 64 steps": {"phase": 64}, "phases of 128 steps": {"phase": 128}}
+SHRUNK = {"soft KSM, exploration as large as in the paper": ("KSM-soft", {"proportion": True}),
+          "constant, its mean action": ("shrunk", {}),
+          "constant, the same with a largest weight of 1": ("shrunk", {"largest": 1.0}),
+          "constant, the same, gradients never clipped": ("shrunk", {"largest": 1.0, "clip": False})}
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
@@ -279,6 +283,30 @@ def explored(data: pd.DataFrame) -> str:
             told.append(f"on {name} the mean action is {mean:.3f} with the large exploration reward and {before:.2f} "
                         "with the default's, and its students gain "
                         + " and ".join(f"{said(e)} points over {what}" for what, e in gains.items()))
+    return "; ".join(told)
+
+
+def shrunk(data: pd.DataFrame) -> pd.DataFrame:
+    """The scores of soft KSM with the large exploration reward and of its constant controls; none without controls."""
+    rows = [{"trained with": label} | {headed(name, "score"): text(of(data, method, name, **change)["score"])
+                                       for name in task_names(data) if len(of(data, "shrunk", name))}
+            for label, (method, change) in SHRUNK.items()]
+    return compared(pd.DataFrame(rows), "trained with") if len(rows[0]) > 1 else pd.DataFrame()
+
+
+def clipping(data: pd.DataFrame) -> str:
+    """What of the large reward's gain is its small weights', and what of that is that gradients are not clipped, paired
+    by seed."""
+    told = []
+    for name in task_names(data):
+        soft, small, largest, free = (of(data, method, name, **change) for method, change in SHRUNK.values())
+        gains = {what: versus(*sides) for what, sides in (
+            ("for choosing at each step instead of always taking the mean action", (soft, small)),
+            ("for the small constant over the same proportions at full size", (small, largest)),
+            ("for never clipping the full size", (free, largest)))}
+        if all(e["n"] for e in gains.values()):
+            told.append(f"on {name} the gains are " + ", ".join(
+                f"{said(e)} points{'' if clear(e) else ' (unclear)'} {what}" for what, e in gains.items()))
     return "; ".join(told)
 
 

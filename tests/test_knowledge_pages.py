@@ -328,6 +328,20 @@ def test_what_a_large_exploration_reward_makes_of_actions():
     assert ksm_page.explored(measured(rows[:1], ksm_page)) == ""
 
 
+def test_what_small_weights_and_unclipped_gradients_gain():
+    rows = [on_sst2(method, s, score * (1 + s / 100), **more) for s in range(5)
+            for method, score, more in (("KSM-soft", 0.81, {"proportion": True}), ("shrunk", 0.80, {}),
+                                        ("shrunk", 0.78, {"largest": 1.0}),
+                                        ("shrunk", 0.79, {"largest": 1.0, "clip": False}))]
+    data = measured(rows, ksm_page)
+    assert ksm_page.shrunk(data)["sst2 accuracy"].str[:4].tolist() == ["82.6", "81.6", "79.6", "80.6"]
+    said = ksm_page.clipping(data)
+    gains = ["+1.0 ± 0.0 (5) points for choosing", "+2.0 ± 0.0 (5) points for the small constant",
+             "+1.0 ± 0.0 (5) points for never clipping"]
+    assert [gain for gain in gains if gain in said] == gains
+    assert ksm_page.shrunk(data[:1]).empty and ksm_page.clipping(data[:1]) == ""
+
+
 def test_a_foreign_selector_is_compared_seed_by_seed():
     rows = [on_sst2(m, s, score + s % 2 / 50, source=source) for s in range(5)
             for m, score, source in (("KSM-soft", 0.8, None), ("transfer", 0.7, "seed"), ("transfer", 0.6, "task"))]

@@ -410,6 +410,26 @@ def test_a_constant_run_takes_the_mean_action_of_its_seeds_selector(monkeypatch)
     assert asked == [runs.make("mini", "mrpc", "KSM-soft", 3)]
 
 
+def test_a_shrunk_constant_keeps_the_proportions_of_the_action_that_a_large_reward_ends_with(monkeypatch):
+    asked = []
+
+    def recorded(spec, *_, **__):
+        return asked.append(spec) or {"extra": {"mean_action": [0.002, 0.001, 0.004, 0.003]}}
+
+    monkeypatch.setattr(runs, "run_once", recorded)
+    small, largest, free = (runs.make("mini", "sst2", "shrunk", 3, **change) for change in runs.SHRUNK)
+    assert runs._shrunk(small) == [0.002, 0.001, 0.004, 0.003]
+    assert runs._shrunk(largest) == runs._shrunk(free) == pytest.approx([0.5, 0.25, 1.0, 0.75])
+    assert set(asked) == {runs.make("mini", "sst2", "KSM-soft", 3, proportion=True)}
+
+
+@pytest.mark.parametrize("change, clip", [({}, 1.0), ({"clip": False}, float("inf"))])
+def test_a_run_that_is_not_clipped_trains_without_a_bound(made, monkeypatch, change, clip):
+    monkeypatch.setattr(common, "bench", lambda *_, **__: made)
+    monkeypatch.setattr(runs, "_mean_action", lambda *_, **__: [0.5] * 4)
+    assert next(runs.stages(synthetic("shrunk", **change))).made.settings.clip == clip
+
+
 def test_dynamic_kd_asks_about_the_rows_that_the_student_is_least_sure_of(made):
     student = torch.tensor([[3.0, 0.0], [0.1, 0.0], [0.0, 2.0], [0.0, 0.3]])
     batch = {"index": torch.tensor([4, 5, 6, 7]), "labels": torch.tensor([0, 1, 1, 0])}
@@ -499,7 +519,7 @@ def test_the_headline_comparison_comes_first_and_gets_ten_seeds():
 
 def test_variants_never_share_a_methods_name_with_the_runs_that_claims_compare():
     """A claim names a method and a few arguments; two runs of one seed would make it ambiguous."""
-    named = ("multi_phase", "exploration", "proportion", "reward", "phase")
+    named = ("multi_phase", "exploration", "proportion", "reward", "phase", "largest", "clip")
     seen = [(s.method, s.seed, *(s.args.get(n) for n in named)) for s in runs.plan("mini", "mrpc")]
     assert {s[0] for s in seen if seen.count(s) > 1} == {"KSM-threshold", "transfer", "tune-constant"}
 

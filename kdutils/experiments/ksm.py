@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
+from dataclasses import replace
 
 from kdutils import profiles, tasks
 from kdutils.experiments import common, packing, probes
@@ -25,6 +27,9 @@ ABLATIONS = ({"exploration": False}, {"proportion": True}, {"reward": "accuracy"
              {"phase": 128}, {"multi_phase": False})
 # Hard with another threshold; soft, by the paper's own updates; soft, without the penalty on the actor's logits.
 VARIANTS = ("KSM-threshold", "KSM-literal", "KSM-unpenalised")
+# Constant weightings at the mean action that exploration in the paper's proportion ends with: as small as it is, the
+# same proportions with the largest weight 1, and that with gradients that are never clipped.
+SHRUNK = ({}, {"largest": 1.0}, {"largest": 1.0, "clip": False})
 KSM = ("KSM-soft", "KSM-hard", *VARIANTS)
 RANDOM = ("Random-Soft", "Random-Hard")
 THRESHOLD, THRESHOLDS = 0.2, (0.1, 0.3)  # of hard actions: the usual one and the others of the paper
@@ -61,6 +66,7 @@ def plan(profile: str, task: str) -> list[Spec]:
     ablations = [spec for change in varied[-2 if small else 0 :] for spec in specs("KSM-soft", **change)]
     ablations += [spec for value in THRESHOLDS[1 if small else 0 :] for spec in specs("KSM-threshold", threshold=value)]
     ablations += specs("KSM-literal") + specs("KSM-unpenalised")
+    ablations += [spec for change in SHRUNK[-1 if small else 0 :] for spec in specs("shrunk", **change)]
     other = probes.other_depth(profile, task)
     transfers = [] if small else specs("transfer", source="seed")
     if SOURCES.get(task) in profiles.task_names(profile):
@@ -110,6 +116,8 @@ def stages(spec: Spec) -> packing.Stages:
 
     method = probes.base(spec)
     made = common.bench(spec, states=True)
+    if not spec.args.get("clip", True):
+        made = replace(made, settings=replace(made.settings, clip=math.inf))
     if method in AUGMENTED:
         made, method = _more_rows(spec, made), method.rpartition("-")[0]
         if method == "KSM-soft":
@@ -123,6 +131,7 @@ def stages(spec: Spec) -> packing.Stages:
         "Random-Soft": lambda: knowledge.Draws(spec.seed, soft=True),
         "Random-Hard": lambda: knowledge.Draws(spec.seed),
         "constant": lambda: knowledge.constant(_mean_action(spec)),
+        "shrunk": lambda: knowledge.constant(_shrunk(spec)),
         "tune-constant": lambda: knowledge.constant(weighting(spec.args["draw"])),
         "tuned-constant": lambda: knowledge.constant(_tuned(spec)),
         "transfer": lambda: _trained(_source(spec), made.device),
@@ -170,8 +179,6 @@ def _more_rows(spec: Spec, made: common.Bench) -> common.Bench:
     """The bench with `copies` more of each train row, changed or as it is, and the teacher asked about all of them. The
     epochs stay, so there are as many times more steps. Soft KSM then selects with the selector of its seed, which was
     trained without them."""
-    from dataclasses import replace
-
     import torch
 
     from kdutils import augment, teacher
@@ -241,11 +248,18 @@ def _trained(spec: Spec, device):
     return ksm.Trained(agents.restore(common.weights(spec)).to(device), choices(spec))
 
 
-def _mean_action(spec: Spec) -> list[float]:
-    """The mean action of soft KSM's stage two, same seed."""
+def _shrunk(spec: Spec) -> list[float]:
+    """The mean action that exploration in the paper's proportion ends with, or a multiple with the largest weight 1."""
+    action = _mean_action(spec, proportion=True)
+    share = spec.args["largest"] / max(action) if "largest" in spec.args else 1.0
+    return [weight * share for weight in action]
+
+
+def _mean_action(spec: Spec, **change) -> list[float]:
+    """The mean action of soft KSM's stage two, same seed, with `change` in its arguments."""
     from kdutils import experiments
 
-    trained = make(spec.profile, spec.task, "KSM-soft", spec.seed)
+    trained = make(spec.profile, spec.task, "KSM-soft", spec.seed, **change)
     return run_once(trained, experiments.run, Store(), wait=True)["extra"]["mean_action"]
 
 
