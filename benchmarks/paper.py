@@ -105,7 +105,7 @@ def passes(spec: Spec) -> dict[str, float]:
 
 def planned(specs: list[Spec]) -> dict[str, tuple[int, float]]:
     """Of a chapter's plan: how many runs have each training, and how many rows go through it."""
-    from kdutils.stark_page import TRAIN_ROWS
+    from kdutils.pages.stark import TRAIN_ROWS
 
     found: dict[str, tuple[int, float]] = {}
     for spec in specs:

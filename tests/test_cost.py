@@ -8,7 +8,8 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import loops, packs, paper, training, workload
-from kdutils import bert, cost_page, data, distil, dropout, experiments, losses, profiles
+from kdutils import bert, data, distil, dropout, experiments, losses, profiles
+from kdutils.pages import cost as cost_page
 
 torch.set_num_threads(1)
 

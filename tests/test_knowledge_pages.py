@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdutils import claims, ksm_page, luck_page, probes_page, tables
+from kdutils import claims, tables
+from kdutils.pages import ksm as ksm_page
+from kdutils.pages import luck as luck_page
+from kdutils.pages import probes as probes_page
 from kdutils.tables import judged
 
 TYPES = probes_page.TYPES

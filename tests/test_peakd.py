@@ -12,8 +12,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from kdutils import bert, checkpoints, data, figures, peakd, profiles, tables
-from kdutils import peakd_page as page
 from kdutils.experiments import peakd as chapter
+from kdutils.pages import peakd as page
 from kdutils.records import UNPUBLISHED, Store, look_up
 from kdutils.teacher import Signals
 

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from kdutils import bert, checkpoints, claims, distil, experiments, pilot, pilot_page, profiles, tasks, teacher
+from kdutils import bert, checkpoints, claims, distil, experiments, pilot, profiles, tasks, teacher
 from kdutils.experiments import common
 from kdutils.experiments import pilot as chapter
+from kdutils.pages import pilot as pilot_page
 from kdutils.records import Store, frame, run_once
 from kdutils.verdicts import select
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pytest
 
-from kdutils import records, stark_auto_page, stark_page, stark_plots
+from kdutils import records
 from kdutils.experiments import stark, stark_auto
+from kdutils.pages import stark as stark_page
+from kdutils.pages import stark_auto as stark_auto_page
+from kdutils.pages import stark_plots
 
 EFFECT = {0.4: 0.02, 0.8: -0.05}  # of knowledgeable sparsity on held-out rows and on test; dev prefers 0.8
 CURVE = {"x": [0.0, 0.5, 1.0], "density": [0.1, 2.0, 0.1], "centre": 0.5}

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kdutils import claims, experiments, figures, intervals, records, summary, verdict_page, verdicts
+from kdutils import claims, experiments, figures, intervals, records, summary, verdicts
+from kdutils.pages import verdicts as verdict_page
 from kdutils.store import Store
 
 RNG = np.random.default_rng(0)

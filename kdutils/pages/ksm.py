@@ -9,7 +9,7 @@ import pandas as pd
 
 from kdutils import figures, tables, tasks, verdicts
 from kdutils.experiments import ksm
-from kdutils.probes_page import TYPES, papers_accuracy
+from kdutils.pages.probes import TYPES, papers_accuracy
 from kdutils.tables import by_seed, clear, compared, pooled, readable, said, task_names, text, versus
 
 VARIED = ("layers", "multi_phase", "exploration", "proportion", "reward", "phase", "threshold", "source", "copies",

@@ -1,4 +1,4 @@
-"""What chapter 05 shows of its runs: fixed knowledge, halves, slopes; for luck see `luck_page`. Reads records."""
+"""What chapter 05 shows of its runs: fixed knowledge, halves, slopes; for luck see `pages.luck`. Reads records."""
 
 from __future__ import annotations
 

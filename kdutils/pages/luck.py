@@ -11,7 +11,7 @@ from scipy import stats
 
 from kdutils import claims, figures, tables, tasks
 from kdutils.intervals import EMPTY, LEVEL, Estimate, spread
-from kdutils.probes_page import POLICIES, RANDOM, of, scores
+from kdutils.pages.probes import POLICIES, RANDOM, of, scores
 from kdutils.tables import readable, said, task_names, text
 
 NAMES = {"fixed-seed": "fixed knowledge"}

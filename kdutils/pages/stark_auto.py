@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from kdutils import claims, experiments, figures, intervals, records, stark_page, tables, tasks
+from kdutils import claims, experiments, figures, intervals, records, tables, tasks
+from kdutils.pages import stark
 from kdutils.tables import text
 
 STUDENTS = ("dropped", "pruned")
@@ -16,13 +17,13 @@ READINGS = {"A": "A", "B": "B", "C": "C, heads", "C-neurons": "C, neurons", "D":
 
 def auto(data: pd.DataFrame, task: str, student: str = "dropped", scores: str | None = None) -> pd.DataFrame:
     """The automatic runs of a task and student; `scores` None: the knowledgeable ones."""
-    return stark_page.of(data, "STARK-Auto", task, student, scores=scores, reading=None, bandwidth=None)
+    return stark.of(data, "STARK-Auto", task, student, scores=scores, reading=None, bandwidth=None)
 
 
 def with_the_grid(frame: pd.DataFrame, profile: str, task: str = "all") -> pd.DataFrame:
     """The chapter's runs and those of chapter 02's plan that are there, measured."""
     found, _ = records.look_up(experiments.plan("02_stark", profile, None if task == "all" else task))
-    return stark_page.measured(pd.concat([frame, records.frame(found)], ignore_index=True))
+    return stark.measured(pd.concat([frame, records.frame(found)], ignore_index=True))
 
 
 def pairs(data: pd.DataFrame) -> list[tuple[str, str]]:
@@ -104,10 +105,10 @@ def points(data: pd.DataFrame) -> pd.DataFrame:
     both in percent; `chosen` is the grid's choice over all seeds. Half a grid has no best."""
     rows = []
     for task, student in pairs(data):
-        grid, held = stark_page.grid(data, task, student), f"held_{tasks.get(task).verdict_metric}"
+        grid, held = stark.grid(data, task, student), f"held_{tasks.get(task).verdict_metric}"
         above = grid[grid["sparsity"] > 0]
         whole = above.pivot_table(index="seed", columns="sparsity", values=held).dropna() if len(above) else above
-        picked = stark_page.best(data, task, student)
+        picked = stark.best(data, task, student)
         for seed, share in auto(data, task, student).set_index("seed")["extra_sparsity"].items():
             own = whole.loc[seed].idxmax() * 100 if len(picked) and seed in whole.index else math.nan
             rows.append({"task": task, "student": student, "seed": seed, "automatic": share * 100, "own": own,
@@ -191,18 +192,18 @@ def students(data: pd.DataFrame) -> pd.DataFrame:
     """KD, STARK with its grid, the automatic sparsity and the random control: the verdict's metric by task."""
     rows = []
     for task, student in pairs(data):
-        found = {"KD": stark_page.of(data, "KD", task, student), "STARK": stark_page.best(data, task, student),
+        found = {"KD": stark.of(data, "KD", task, student), "STARK": stark.best(data, task, student),
                  "STARK-Auto": auto(data, task, student), "random, as many": auto(data, task, student, "random")}
         row = {"student": student, "task": f"{task} {tasks.get(task).verdict_metric}"}
         row |= {name: text(runs["score"]) for name, runs in found.items()}
-        row["sparsity, grid"] = stark_page.share_of(found["STARK"])
+        row["sparsity, grid"] = stark.share_of(found["STARK"])
         rows.append(row | {"automatic": f"{found['STARK-Auto']['extra_sparsity'].mean():.0%}"})
     return pd.DataFrame(rows)
 
 
 def differences(data: pd.DataFrame) -> dict[str, dict[str, dict]]:
     """The automatic students minus the others, paired by seed: by task, then by student and rival."""
-    rivals = {"KD": lambda *at: stark_page.of(data, "KD", *at), "STARK": lambda *at: stark_page.best(data, *at),
+    rivals = {"KD": lambda *at: stark.of(data, "KD", *at), "STARK": lambda *at: stark.best(data, *at),
               "random": lambda *at: auto(data, *at, "random")}
     found: dict[str, dict[str, dict]] = {}
     for task, student in pairs(data):
@@ -227,7 +228,7 @@ def sensitivity(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
                         | {name: auto(data, name, student)[column].mean() * 100 for name in names})
     uniform = {name: auto(data, name, student)["extra_random_sparsity"].mean() * 100 for name in names}
     rows.append({"reading": "A of random scores", "bandwidth": "× 1"} | uniform)
-    best = {name: stark_page.best(data, name, student)["sparsity"].mean() * 100 for name in names}
+    best = {name: stark.best(data, name, student)["sparsity"].mean() * 100 for name in names}
     return pd.DataFrame([*rows, {"reading": "grid", "bandwidth": figures.DASH} | best])
 
 

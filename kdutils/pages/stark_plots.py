@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kdutils import figures, tables, tasks
-from kdutils.stark_page import at_half, grid, share_of, whole
+from kdutils.pages.stark import at_half, grid, share_of, whole
 from kdutils.tables import task_names
 
 
