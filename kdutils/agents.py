@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 
-from . import checkpoints
+from kdutils import checkpoints
 
 KINDS = 4  # entries of an action
 

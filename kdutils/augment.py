@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from . import bert
-from .data import Data, Encoded
-from .profiles import Settings
+from kdutils import bert
+from kdutils.data import Data, Encoded
+from kdutils.profiles import Settings
 
 REPLACE = 0.4  # probability that a copy replaces a word
 CANDIDATES = 15  # words to choose from
@@ -25,7 +25,7 @@ CANDIDATES = 15  # words to choose from
 def pieces(data: Data, settings: Settings) -> list[str]:
     """The text of every id of the task's vocabulary; a synthetic task's words have none, and are called "word"."""
     if data.task.source == "synthetic":
-        from .synthetic import SPECIAL
+        from kdutils.synthetic import SPECIAL
 
         return ["[special]" if i < SPECIAL else "word" for i in data.vocabulary.tolist()]
     return bert.tokenizer(settings.model).convert_ids_to_tokens(data.vocabulary.tolist())

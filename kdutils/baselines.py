@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import bert, distil, losses
-from .teacher import Signals
+from kdutils import bert, distil, losses
+from kdutils.teacher import Signals
 
 BETA = 100.0  # PKD's weight, of its grid {10, 100, 500, 1000}; the one that TAKD's, MetaKD's and Pea-KD's codes use
 WINDOW = 21  # tokens around the middle one that CKD's triples are taken from

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .dropout import dropout, fast_dropout
-from .params import in_one_line
+from kdutils.dropout import dropout, fast_dropout
+from kdutils.params import in_one_line
 
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 FRESH = ("classifier.", "bert.pooler.")  # what a checkpoint may lack: masked-language models have no pooler
@@ -79,7 +79,7 @@ def tiny_config(outputs: int = 2, layers: int = 4, vocabulary: int | None = None
     """The smoke profile's BERT: `layers` layers, 4 heads, width 32, 64 neurons a layer."""
     from transformers import BertConfig
 
-    from . import synthetic
+    from kdutils import synthetic
 
     return BertConfig(vocab_size=vocabulary or synthetic.VOCABULARY, hidden_size=32, num_hidden_layers=layers,
                       num_attention_heads=4, intermediate_size=64, max_position_embeddings=64, num_labels=outputs,

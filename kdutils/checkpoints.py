@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from . import bert, dropout
+from kdutils import bert, dropout
 
 
 def save(model, path: Path) -> None:

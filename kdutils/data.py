@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from . import bert, synthetic, tasks
-from .params import glue_source, in_one_line, without_glue
-from .profiles import Settings
+from kdutils import bert, synthetic, tasks
+from kdutils.params import glue_source, in_one_line, without_glue
+from kdutils.profiles import Settings
 
 STRIDE = 8  # of batch widths: a CPU's matrix kernels are compiled anew, in some 20 ms each, for every new shape
 SST2_TEST = 5000  # rows of SST-2's train that no run trains on

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from . import bert, losses, tasks
-from .data import Encoded
-from .profiles import Settings
-from .teacher import Signals
-from .words import Words
+from kdutils import bert, losses, tasks
+from kdutils.data import Encoded
+from kdutils.profiles import Settings
+from kdutils.teacher import Signals
+from kdutils.words import Words
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch's own for AdamW, which packs take as well
 
@@ -289,7 +289,7 @@ def compute_dtype(precision: str, device) -> torch.dtype:
 def evaluator(task: tasks.Task, sets: dict[str, Encoded], teacher: dict[str, Signals] | None = None) -> Callable:
     """A function (model, last) -> {set: metrics}: `tasks.score`'s and, with the teacher's signals, the agreement with
     it (the share of equal predictions; for a regression the Spearman correlation). The test set waits for the last."""
-    from .teacher import ask
+    from kdutils.teacher import ask
 
     def evaluate(model, last: bool = True) -> dict[str, dict]:
         made = {}

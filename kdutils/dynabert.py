@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import bert, losses
+from kdutils import bert, losses
 
 WIDTHS = (1.0, 0.75, 0.5)  # multipliers, beside the student's own
 HIDDEN = 0.1, 1.0  # weight of the hidden states' term in the width and in the depth stage

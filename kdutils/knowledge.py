@@ -14,8 +14,8 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from . import losses
-from .teacher import Signals
+from kdutils import losses
+from kdutils.teacher import Signals
 
 TYPES = ("FinK", "ResK", "FeaK", "RelK")  # the order of an action's four entries
 CHOICES = tuple(c for c in product((0.0, 1.0), repeat=4) if any(c))  # the 15 hard selections of at least one type

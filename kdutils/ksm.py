@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from .agents import Agent, Choices, Selector, Step, hard_action, novelty
-from .knowledge import thirds
+from kdutils.agents import Agent, Choices, Selector, Step, hard_action, novelty
+from kdutils.knowledge import thirds
 
 
 class Learning:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import bert, distil, losses
-from .data import Encoded
+from kdutils import bert, distil, losses
+from kdutils.data import Encoded
 
 TEACHER_RATE = 0.2  # the teacher's learning rate over the student's: 1e-5 and 5e-5 in the official code
 

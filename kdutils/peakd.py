@@ -12,10 +12,10 @@ from numbers import Real
 import torch
 from torch import nn
 
-from . import bert, distil, losses
-from .data import Encoded
-from .profiles import Settings
-from .teacher import Signals, ask
+from kdutils import bert, distil, losses
+from kdutils.data import Encoded
+from kdutils.profiles import Settings
+from kdutils.teacher import Signals, ask
 
 VARIANTS = {"ptp": 4, "ptp-1": 2, "ptp-2": 2}  # number of labels
 ALPHA, TAU, BETA = 0.7, 10.0, 100.0  # the released code's; the paper gives ranges for alpha and beta, and no T

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 
-from . import tasks
+from kdutils import tasks
 
 
 @dataclass(frozen=True)

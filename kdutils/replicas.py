@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from . import bert, distil, stacked, tasks
-from .data import Encoded
-from .profiles import Settings
-from .teacher import Signals
+from kdutils import bert, distil, stacked, tasks
+from kdutils.data import Encoded
+from kdutils.profiles import Settings
+from kdutils.teacher import Signals
 
 LARGEST = 2**31 - 1  # elements of a tensor that every kernel can index
 SHARE = 0.85  # of the free memory that a pack may take
@@ -89,7 +89,7 @@ class Selections:
         return made
 
     def __call__(self, batch, logits, states):
-        from . import knowledge
+        from kdutils import knowledge
 
         told, step, who = self.teacher.at(batch["index"]), batch["step"], batch["replica"]
         one = torch.vmap(lambda y, z, h, tz, th: knowledge.terms(

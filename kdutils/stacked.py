@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from . import bert, distil
-from .data import Encoded
-from .profiles import Settings
+from kdutils import bert, distil
+from kdutils.data import Encoded
+from kdutils.profiles import Settings
 
 
 class _Linear(nn.Linear):

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import bert, losses
-from .density import Peak, along_rank, ascending, first_peak
+from kdutils import bert, losses
+from kdutils.density import Peak, along_rank, ascending, first_peak
 
 EPSILON = 1e-7  # added to each layer's norm, as in the official code
 MATRICES = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",

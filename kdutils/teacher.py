@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from . import bert, checkpoints
-from .data import Encoded
+from kdutils import bert, checkpoints
+from kdutils.data import Encoded
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Signals:
 def ask(model, data: Encoded, states: bool = False, batch_size: int | None = None, precision: str = "auto") -> Signals:
     """One forward pass over `data` in eval mode, in batches of similar length: of 32 rows on a CPU, whose cache holds
     no more, and of 128 on a GPU."""
-    from .distil import compute_dtype, device_of
+    from kdutils.distil import compute_dtype, device_of
 
     was_training, device = model.training, device_of(model)
     asked = bert.cast(model, compute_dtype(precision, device)).eval()

@@ -162,7 +162,7 @@ def test_the_readmes_map_has_every_module_below_those_that_it_loads():
     for path in package.rglob("*.py"):
         owner = path.relative_to(package).parts[0].removesuffix(".py")
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and node.module.startswith("kdutils"):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "kdutils":
                 _, *parts = node.module.split(".")
                 for name in parts[:1] or [alias.name for alias in node.names]:
                     assert order[name] <= order[owner], f"{path.name} loads {name}"
