@@ -281,7 +281,7 @@ def compute_dtype(precision: str, device) -> torch.dtype:
         raise ValueError(f"precision: got {precision!r}; allowed: fp32, bf16, auto")
     if precision == "auto":
         on_gpu = torch.device(device).type == "cuda"
-        fast = torch.cuda.is_bf16_supported() if on_gpu else torch.cpu._is_amx_tile_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_amx_tile_supported()
         precision = "bf16" if fast else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 

@@ -45,7 +45,8 @@ def in_one_line(error: Exception) -> Exception:
 
 def check(namespace: Mapping[str, Any], chapter: str, *, profile: Any = ABSENT, task: Any = ABSENT,
           train: Any = ABSENT, **declared: type | tuple) -> None:
-    """Stop with one line where a notebook's parameters are wrong. Called right after the parameters' cell:
+    """Stop with one line where a notebook's parameters are wrong. Called right after the parameters' cell and before
+    any other import, whose names would hide unknown parameters of the same name:
 
         params.check(globals(), "02_stark", profile=profile, task=task, train=train, seeds=int)
 

@@ -151,6 +151,7 @@ def run_sweep(
     with contextlib.closing(events), bar:
         for event in events:
             bar.write(_note(swept, store, *event), file=sys.stdout)
+            bar.set_postfix_str(event[0].chapter, refresh=False)
             bar.update(event[1] != "retried")
     return swept
 

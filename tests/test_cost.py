@@ -92,7 +92,10 @@ def test_the_paper_profile_runs_without_the_hub(capsys):
     assert table["hours"].sum() == pytest.approx(sum(row["hours"] for row in rows))
     cost_page.paper_cost("04_peakd", measured)
     planned = sum(len(experiments.plan("04_peakd", "paper", task)) for task in profiles.task_names("paper"))
-    assert capsys.readouterr().out.startswith(f"04_peakd at profile paper: {planned:,} planned runs, about ")
+    said = capsys.readouterr().out
+    assert said.startswith(f"04_peakd at profile paper: {planned:,} planned runs, about ")
+    assert all(f"{row['what']} {row['seconds']:.2g} s ({row['batch']} rows)" in said
+               for row in rows if row["chapter"] == "04_peakd")
     cost_page.paper_cost("04_peakd", [])
     assert "not measured yet" in capsys.readouterr().out
 

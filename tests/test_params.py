@@ -1,5 +1,6 @@
 """The list of bad inputs: each ends a notebook with one clear line, before any work."""
 
+import ast
 import subprocess
 import sys
 
@@ -7,7 +8,9 @@ import nbformat
 import pytest
 
 from kdutils import params
+from kdutils.chapters import chapters
 
+CHAPTERS = chapters()
 GOOD = {"chapter": "01_pilot", "profile": "mini", "task": "all", "train": False}
 NAMES = {"profile": "mini", "task": "all", "train": False}
 
@@ -144,3 +147,18 @@ def test_glue_that_cannot_be_there_is_one_line(tmp_path, monkeypatch, told, why)
     params.check_glue(["mnli-mm"])
     monkeypatch.setenv("KDUTILS_GLUE", "somebody/glue")
     params.check_glue(["rte"])
+
+
+@pytest.mark.parametrize("path", CHAPTERS.values(), ids=CHAPTERS)
+def test_no_import_of_a_chapter_hides_an_unknown_parameter(path):
+    """`-p tasks rte` must not vanish under the module `tasks` that the chapter imports."""
+    sources = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    before = next(i for i, source in enumerate(sources) if "params.check(" in source)
+    imported = {name.asname or name.name for source in sources for node in ast.walk(ast.parse(source))
+                if isinstance(node, ast.Import | ast.ImportFrom) for name in node.names} - {"params"}
+    for name in imported:
+        namespace = {}
+        exec(sources[0], namespace)
+        namespace[name] = "rte"
+        with pytest.raises(params.BadParameter, match=f"{name}: unknown parameter"):
+            exec("\n".join(sources[1 : before + 1]), namespace)

@@ -160,13 +160,18 @@ def paper(found: list[dict]) -> pd.DataFrame:
 
 
 def paper_cost(chapter: str, found: list[dict] | None = None) -> None:
-    """Print a sentence for each place on what a chapter costs at profile paper; one that it was not measured."""
-    table = paper(benchmarks() if found is None else found).query("chapter == @chapter")
+    """Print for each place what a chapter costs at profile paper, and what its steps take; else that it was not
+    measured."""
+    found = benchmarks() if found is None else found
+    table = paper(found).query("chapter == @chapter")
     if table.empty:
         print(f"{chapter} at profile paper: not measured yet; python -m benchmarks --only paper")
     for chapter, runs, memory, hours, where in table.itertuples(index=False):
         about = f"{float(f'{hours:.2g}'):,.0f} hours of training on {where}"
         print(f"{chapter} at profile paper: {runs:,} planned runs, about {about}; at most {memory:.1f} GiB.")
+        steps = [f"{row['what']} {row['seconds']:.2g} s ({row['batch']} rows)" for record in of(found, "paper")
+                 for row in record["rows"] if row["chapter"] == chapter and place(record) == where]
+        print(f"A step: {', '.join(steps)}.")
 
 
 def runs(profile: str) -> list[Record]:
