@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from kdutils import bert, losses, tasks
+from kdutils import bert, losses, processes, tasks
 from kdutils.data import Encoded
 from kdutils.profiles import Settings
 from kdutils.teacher import Signals
@@ -84,9 +83,9 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     repeatable bit for bit on one machine. `evaluate(model, last) -> {"dev": {...}, ...}` is called after each epoch
     where given; its first dev metric decides `Outcome.best`, and training stops after `patience` epochs without a
     better one, where given. After every step `after_step(step, model)` is called. Under `accelerate launch` each
-    process takes its share of every batch. On a CPU whoever reads the word table itself inside an epoch, rather than
-    asking the model, finds rows that wait for their steps.
-    ValueError: `drop_last`, and not one full batch.
+    process takes its share of every batch, which only a `Plain` objective allows. On a CPU whoever reads the word
+    table itself inside an epoch, rather than asking the model, finds rows that wait for their steps.
+    ValueError: `drop_last`, and not one full batch; several processes, and an objective that is not `Plain`.
     """
     from transformers import get_linear_schedule_with_warmup
 
@@ -95,8 +94,11 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     keep_memory()
     epochs, lr = epochs or settings.epochs, lr or settings.lr
     device = torch.device(device) if device else best_device()
-    if state := _processes(device):
+    if state := processes.state(cpu=device.type == "cpu"):
         device = state.device
+        if not isinstance(objective, Plain):
+            raise ValueError(f"objective: got {type(objective).__name__} with several processes; allowed: Plain, which "
+                             "knows nothing but its batch")
     model.to(device)
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
@@ -110,7 +112,8 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     total = max_steps or max(1, round(per_epoch * epochs))
     schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * total), total)
     outcome, log, sums, stale = Outcome(steps=total, dtype=str(dtype).removeprefix("torch.")), [], {}, 0
-    hidden = {} if progress else {"disable": True}  # where it is shown, TQDM_DISABLE still decides
+    shown = progress and processes.first()  # where it is, TQDM_DISABLE still decides
+    hidden = {} if shown else {"disable": True}
     bar = tqdm(total=total, desc="steps", unit="step", leave=False, mininterval=1, **hidden)
     started = time.perf_counter()
     worker.train()
@@ -192,15 +195,6 @@ def _update(model, pairs, words: Words | None, optimiser, clip: float, state) ->
             torch._foreach_copy_([w for _, w in pairs], [m for m, _ in pairs])
     else:
         optimiser.zero_grad()
-
-
-def _processes(device: torch.device):
-    """accelerate's state where `accelerate launch` (or torchrun) started several processes for one run, else None."""
-    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
-        return None
-    from accelerate import PartialState
-
-    return PartialState(cpu=device.type == "cpu")
 
 
 def _share(rows: torch.Tensor, state) -> tuple[torch.Tensor, float]:

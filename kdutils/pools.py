@@ -1,6 +1,6 @@
-"""Where a sweep's runs are made: worker processes of this machine, or tasks of a Ray cluster.
+"""Where a sweep's runs are made: worker processes here, tasks of a Ray cluster, or all processes of a launch.
 
-Both pools are generators of events (spec, status, text) and leave every outcome to the store:
+All are generators of events (spec, status, text) and leave every outcome to the store:
 
     done     the run's record is in the store
     failed   it raised, or its worker was killed too often; text is the traceback or the reason
@@ -216,6 +216,17 @@ def local(
     finally:
         for slot in slots:
             slot.stop()
+
+
+def together(specs: Sequence[Spec], run: Run, store: Store) -> Iterator[Event]:
+    """Run `specs` one after the other in this process and in those launched beside it, which all train each run."""
+    for spec in specs:
+        try:
+            run_once(spec, run, store, wait=True)
+        except Exception:
+            yield spec, "failed", traceback.format_exc()
+        else:
+            yield spec, "done", ""
 
 
 def _ray_task(spec: Spec, run: Run, store: Store, per_gpu: int) -> None:

@@ -15,6 +15,7 @@ one line of `book/records/<chapter>.jsonl`. Nothing here imports torch: a look-u
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 import warnings
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
+from kdutils import processes
 from kdutils.spec import Spec, to_json
 from kdutils.store import RECIPE, Busy, Record, Store, repository, write_atomically
 
@@ -92,13 +94,15 @@ def ensure(
 
 
 def run_once(spec: Spec, run: Callable[[Spec], dict], store: Store, wait: bool = False) -> Record:
-    """The record of one run: made under its lease, unless another process has made it in the meantime. Raises Busy."""
-    with store.lease(spec, wait=wait):
-        record = store.get(spec)
+    """The record of one run: made under its lease, unless another process has made it in the meantime. Processes that
+    were launched together make it together, and the first has the lease. Raises Busy."""
+    writes = processes.first()
+    with store.lease(spec, wait=wait) if writes else contextlib.nullcontext():
+        record = processes.agreed(store.get(spec) if writes else None)
         if record is None:
             start = time.perf_counter()
             outcome = run(spec)
-            record = store.put(spec, outcome, time.perf_counter() - start)
+            record = processes.agreed(store.put(spec, outcome, time.perf_counter() - start) if writes else None)
     return record
 
 

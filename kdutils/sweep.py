@@ -6,6 +6,7 @@
     python -m kdutils.sweep 05_knowledge_probes --profile mini --shard 3/16   one of 16 SLURM array tasks
     python -m kdutils.sweep 05_knowledge_probes --profile mini --gpus 0 --pack auto    as many students at once as fit
     RAY_ADDRESS=auto python -m kdutils.sweep 05_knowledge_probes --profile mini --backend ray --per-gpu 8
+    accelerate launch --multi_gpu -m kdutils.sweep 01_pilot --profile paper    every run on all GPUs at once
 
 What is in the store is not run again: a sweep that was killed goes on by the same command, and several may run at once.
 Several boxes share the folder KDUTILS_RUNS (Ray needs that), or their stores are merged afterwards by copying files.
@@ -25,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 
 from tqdm import tqdm
 
-from kdutils import experiments, pools, tasks
+from kdutils import experiments, pools, processes, tasks
 from kdutils.params import check_glue
 from kdutils.records import Record, Spec, Store, look_up, write_atomically
 from kdutils.spec import to_json
@@ -101,6 +102,8 @@ def check(backend: str, retries: int, pack: int | str) -> None:
         raise ValueError(f"backend: got {backend!r}; allowed: {', '.join(BACKENDS)}")
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise ValueError(f"retries: got {retries!r}; allowed: integers from 0")
+    if processes.several() and (backend, pack) != ("local", 1):
+        raise ValueError(f"backend, pack: got {backend!r}, {pack!r} under accelerate launch; allowed: local, 1")
     if backend == "ray" and pack != 1:
         raise ValueError(f"pack: got {pack!r} with backend ray; allowed: 1")
     if backend == "ray" and importlib.util.find_spec("ray") is None:
@@ -133,13 +136,15 @@ def run_sweep(
     store = store or Store()
     places = environments(workers, gpus, per_gpu, threads, store)
     wanted = shard_of(dict.fromkeys(specs), shard)
-    missing = look_up(wanted, store)[1]
+    missing = processes.agreed(look_up(wanted, store)[1])
     absent, packs = set(missing), in_packs(missing, pack, len(places))
     check_glue(spec.task for spec in missing)
     if missing:
         store.check_writable()
     swept = Swept(present=[spec for spec in wanted if spec not in absent])
-    if backend == "ray":
+    if processes.several():
+        events = pools.together(missing, run, store)
+    elif backend == "ray":
         variables = {name: value for name, value in places[0].items() if name != "CUDA_VISIBLE_DEVICES"}
         variables["OMP_NUM_THREADS"] = str(threads or 1)
         events = pools.on_ray(missing, run, store, variables, threads or 1, per_gpu, retries)
@@ -147,7 +152,8 @@ def run_sweep(
         packed = packed or pools.Packed(experiments.run_pack, experiments.room if pack == "auto" else None)
         events = pools.local(packs, run, store, places[: len(packs)], per_gpu, retries, packed)
     pace = 0.5 if sys.stderr.isatty() else 30  # seconds between lines, which a log file keeps
-    bar = tqdm(total=len(missing), desc="sweep", unit="run", smoothing=0, mininterval=pace, disable=not progress)
+    bar = tqdm(total=len(missing), desc="sweep", unit="run", smoothing=0, mininterval=pace,
+               disable=not (progress and processes.first()))
     with contextlib.closing(events), bar:
         for event in events:
             bar.write(_note(swept, store, *event), file=sys.stdout)
@@ -209,6 +215,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not options.chapters and options.list is None:
         parser.error("give chapters or --list")
+    if not processes.first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as this process lives)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # workers must not outlive a sweep that is told to end
     gpus = None if options.gpus is None else [] if options.gpus == "none" else options.gpus.split(",")
     how = {"gpus": gpus, "per_gpu": options.per_gpu, "threads": options.threads}

@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from kdutils import bert, data, distil, dropout, losses, profiles
+from kdutils.experiments import common
+from kdutils.records import Store
+from kdutils.spec import to_json
 
 torch.set_num_threads(1)
 
@@ -35,13 +39,19 @@ def main(folder):
     torch.save(about | {"weights": model.state_dict()}, os.path.join(folder, f"{os.environ['RANK']}.pt"))
 
 
-def test_two_processes_train_what_one_does(tmp_path):
+def launched(*program, **environment):
+    """How two processes of `program` end, and what they print: `accelerate launch --multi_gpu` runs the same command,
+    and on CPUs would ask for MPI."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__,
-               str(tmp_path)]  # what `accelerate launch --multi_gpu` runs; on CPUs it would ask for MPI
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""} | environment
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program]
+    ran = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=200)
+    return ran.returncode, ran.stdout, ran.stderr
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    code, _, said = launched(__file__, str(tmp_path))
+    assert code == 0, said[-2000:]
     model, outcome = trained()
     assert len(outcome.curve) == STEPS
     for rank in range(2):
@@ -51,6 +61,28 @@ def test_two_processes_train_what_one_does(tmp_path):
         assert found["losses"] == pytest.approx(outcome.losses, abs=1e-5)
         for name, value in model.state_dict().items():
             assert torch.allclose(found["weights"][name], value, rtol=0, atol=1e-5), name
+
+
+def listed(folder, chapter, method, **args):
+    """A run of a few steps, in a file of specs."""
+    spec = common.make(chapter, "smoke", "synthetic", method, 0, args, rows=101, epochs=1, teacher_epochs=1)
+    (folder / "list.jsonl").write_text(to_json(asdict(spec)))
+    return spec, ["-m", "kdutils.sweep", "--list", str(folder / "list.jsonl")]
+
+
+def test_two_processes_make_one_record_of_a_run_together(tmp_path):
+    spec, sweep = listed(tmp_path, "01_pilot", "finetune", layers=4)
+    code, told, said = launched(*sweep, KDUTILS_RUNS=str(tmp_path / "runs"))
+    assert code == 0 and told.count("1 run, 0 in the store before, 0 failed") == 1, said[-2000:]
+    store = Store(tmp_path / "runs")
+    assert [path.stem for path in store.runs.glob("01_pilot/*.json")] == [spec.key]
+    assert store.get(spec)["metrics"]["dev"].keys() >= {"accuracy"} and store.model_path(spec).exists()
+
+
+def test_two_processes_refuse_what_depends_on_more_than_a_batch(tmp_path):
+    _, sweep = listed(tmp_path, "05_knowledge_probes", "fixed", knowledge="FinK")
+    code, told, _ = launched(*sweep, KDUTILS_RUNS=str(tmp_path / "runs"))
+    assert code == 1 and "objective: got Selective with several processes; allowed: Plain" in told
 
 
 if __name__ == "__main__":
