@@ -138,12 +138,12 @@ def test_amounts_and_differences_by_hand(shown):
     assert table.loc["10 %", "NLL"].startswith("0.50") and table.loc["10 %", "entropy"] == "–"
     assert table.loc["10 %", "paper's metric, dev"].startswith("80.0")
     (lost,) = pilot_page.compared(shown).to_dict("records")
-    assert lost["score"] == lost["confidence"] == f"−20.0 ± {half:.1f} (3)" and lost["what"] == "weights zeroed"
+    assert lost == {"what": "weights zeroed", "share": "10 %", "mrpc": f"−20.0 ± {half:.1f} (3)"}
 
 
 def test_students_are_paired_by_seed(shown):
     (name, found), = pilot_page.taught(shown).items()
-    assert name == "mrpc, 10 % zeroed" and found["effect"] == pytest.approx((5 - 1) / 2) and found["n"] == 2
+    assert name == "MRPC, 10 % zeroed" and found["effect"] == pytest.approx((5 - 1) / 2) and found["n"] == 2
     table = pilot_page.students(shown, "mini").set_index("zeroed")
     assert table.loc["10 %", "students"].startswith("42.0") and table.loc["10 %", "agreement"].startswith("70.0")
     assert table.loc["10 %", "teacher"].startswith("25.0")  # of masks 0 and 1, which the two students had

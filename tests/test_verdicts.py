@@ -432,6 +432,12 @@ def test_a_page_table_links_to_the_chapter_and_an_empty_one_says_so(capsys):
     assert capsys.readouterr().out == "No runs yet for: No claims\n"
 
 
+def test_recorded_runs_are_counted_in_the_profiles_order():
+    data = pd.DataFrame({"chapter": ["01_pilot"] * 3 + ["02_stark"], "task": ["stsb", "mrpc", "mrpc", "mrpc"]})
+    table = verdict_page.recorded(data, "mini")
+    assert table.to_dict("list") == {"chapter": ["01_pilot", "02_stark"], "MRPC": [2, 1], "STS-B": [1, 0]}
+
+
 def test_what_is_missing_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
     monkeypatch.setattr(experiments, "CHAPTERS", {"01_pilot": "pilot"})

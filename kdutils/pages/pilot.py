@@ -27,7 +27,8 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
 def masks(data: pd.DataFrame, method: str) -> pd.DataFrame:
     """The runs of a kind of mask by amount, with the dense teacher, under every mask's seed, as amount 0."""
     dense = data[(data["method"] == "random_unstructured") & (data["amount"] == 0)]
-    return pd.concat([dense, data[(data["method"] == method) & (data["amount"] > 0)]]).sort_values("amount")
+    sparse = data[(data["method"] == method) & (data["amount"] > 0)]
+    return pd.concat([dense, sparse]).sort_values("amount", kind="stable")
 
 
 def main_task(data: pd.DataFrame) -> str:
@@ -125,24 +126,26 @@ def honesty_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
 
 
 def compared(data: pd.DataFrame) -> pd.DataFrame:
-    """Each amount's loss against the dense teacher, in points, by kind and task: score and confidence."""
+    """What each kind and share of sparsity takes off the dense teacher's score, in points, by task."""
     rows = []
     for method, kind in KIND.items():
         runs = masks(data, method)
-        for (task, amount), part in runs[runs["amount"] > 0].groupby(["task", "amount"], sort=False):
-            dense = runs[(runs["task"] == task) & (runs["amount"] == 0)]
-            rows.append({"task": task, "what": kind, "share": f"{100 * amount:g} %"}
-                        | {name: tables.said(tables.versus(part, dense, name)) for name in ("score", "confidence")})
-    return pd.DataFrame(rows, columns=["task", "what", "share", "score", "confidence"])
+        for amount, part in runs[runs["amount"] > 0].groupby("amount"):
+            lost = {task: tables.versus(some, runs[(runs["task"] == task) & (runs["amount"] == 0)])
+                    for task, some in part.groupby("task", sort=False)}
+            rows.append({"what": kind, "share": f"{100 * amount:g} %"}
+                        | {task: tables.said(found) for task, found in lost.items()})
+    return pd.DataFrame(rows).fillna(figures.DASH)
 
 
 def taught(data: pd.DataFrame) -> dict[str, dict]:
     """For each task and amount: the students of the sparse teachers minus those of the dense one, paired by seed."""
     runs, found = data[data["method"] == "distil_from_sparse"], {}
-    for (task, amount), part in runs.groupby(["task", "amount"]):
-        dense = runs[(runs["task"] == task) & (runs["amount"] == 0)]
-        if amount and len(dense):
-            found[f"{task}, {100 * amount:g} % zeroed"] = tables.versus(part, dense)
+    for task, some in runs.groupby("task", sort=False):
+        dense = some[some["amount"] == 0]
+        for amount, part in some.groupby("amount"):
+            if amount and len(dense):
+                found[f"{tasks.title(task)}, {100 * amount:g} % zeroed"] = tables.versus(part, dense)
     return found
 
 

@@ -114,6 +114,13 @@ def gaps(data: pd.DataFrame, book: dict | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def recorded(data: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """How many runs of each chapter there are, a column a task in the profile's order."""
+    counts = pd.crosstab(data["chapter"], data["task"])
+    counts = counts[[name for name in profiles.task_names(profile) if name in counts]]
+    return counts.rename(columns=tasks.title).rename_axis(columns=None).reset_index()
+
+
 def missing(profile: str) -> pd.DataFrame:
     """What the chapters plan at `profile` and the store lacks: chapter, task, planned, missing and the command."""
     rows = []
@@ -122,6 +129,6 @@ def missing(profile: str) -> pd.DataFrame:
             specs = experiments.plan(chapter, profile, task)
             _, lacking = look_up(specs)
             if lacking:
-                fixed = {"chapter": chapter, "task": task, "planned": len(set(specs)), "missing": len(lacking)}
-                rows.append(fixed | {"command": command_for(lacking)})
+                rows.append({"chapter": chapter, "task": tasks.title(task), "planned": len(set(specs)),
+                             "missing": len(lacking), "command": command_for(lacking)})
     return pd.DataFrame(rows, columns=["chapter", "task", "planned", "missing", "command"])
