@@ -310,7 +310,7 @@ def too_sure_in_words(data: pd.DataFrame, task: str) -> str:
 
 def differences(estimates: dict[str, dict]):
     """A forest plot of `taught`, one row a task and share."""
-    label = "students of the sparse teacher minus students of the dense one, points"
+    label = "the sparse teacher's students minus the dense one's, points"
     return figures.differences(estimates, label, 0.4 * max(1, len(estimates)) + 0.9)
 
 
