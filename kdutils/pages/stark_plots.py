@@ -30,7 +30,7 @@ def curves(data: pd.DataFrame, student: str = "dropped"):
         metric, n = tasks.readable(tasks.get(name).verdict_metric), known[known["sparsity"] > 0]["seed"].nunique()
         title = tasks.title(name)
         left.set(title=f"{title}: student (n = {n})", ylabel=f"{metric}, points", xlabel="")
-        right.set(title=f"{title}: student, teacher, confidence", ylabel=f"{metric}, points", xlabel="")
+        right.set(title=f"{title}: with its teacher", ylabel=f"{metric}, points", xlabel="")
     for ax in axes[-2:]:
         ax.set_xlabel("heads and neurons removed, %")
     for ax in axes[:2]:
