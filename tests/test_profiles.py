@@ -82,3 +82,30 @@ def test_mini_uses_what_was_chosen(task):
     best = choices.chosen(specs)
     settings = profiles.settings("mini", task)
     assert (tuple(best["layers"]), best["lr"]) == (settings.layers, settings.lr)
+
+
+def kept(held, settings=None):
+    """A record with a score on held-out rows."""
+    return {"metrics": {"held": {"accuracy": held}}, "spec": {"task": "sst2", "settings": settings}}
+
+
+def test_what_was_planned_stands_unless_a_trial_is_two_spreads_better(monkeypatch):
+    """Five seeds at 2 epochs: mean 0.80, standard deviation 0.01; so a trial has to pass 0.82."""
+    made = {}
+    monkeypatch.setattr(choices, "look_up", lambda specs, store: ([made[s] for s in specs if s in made],
+                                                                  [s for s in specs if s not in made]))
+    for seed, score in enumerate((0.79, 0.79, 0.80, 0.81, 0.81)):
+        made[common.make("01_pilot", "mini", "sst2", "distil_from_sparse", seed, {"amount": 0.0})] = kept(score)
+    three, five = choices.trials_of("epochs", "mini", "sst2")
+    assert (three.settings["epochs"], five.settings["epochs"], three.seed) == (3, 5, choices.SEED)
+    made[three] = kept(0.7)
+    assert choices.settled("epochs", "mini", "sst2") is None  # one trial is missing
+    made[five] = kept(0.8199)
+    found = choices.settled("epochs", "mini", "sst2")
+    assert found.planned == 2 and found.trials == {3: 0.7, 5: 0.8199} and found.seeds == 5
+    assert (found.mean, found.spread) == pytest.approx((0.8, 0.01)) and found.stands
+    made[five] = kept(0.8201)
+    assert not choices.settled("epochs", "mini", "sst2").stands
+    teacher = choices.trials_of("teacher_lr", "mini", "sst2")
+    assert [spec.settings["teacher_lr"] for spec in teacher] == [2e-5, 1e-4] and teacher[0].method == "finetune"
+    assert not {spec.key for spec in teacher} & {spec.key for spec in experiments.plan("01_pilot", "mini", "sst2")}

@@ -74,8 +74,17 @@ def run(spec: Spec) -> dict:
 
 
 def _finetune(spec: Spec) -> dict:
-    """Fine-tune the bottom `layers` layers of the pre-trained encoder; the weights are kept for who builds on it. The
-    hash recorded is the encoder's as it was published, before anything is cut from it."""
+    """A fine-tuned model, whose weights are kept for who builds on it."""
+    from kdutils import checkpoints
+
+    model, made = finetuned(spec)
+    checkpoints.save(model, Store().model_path(spec))
+    return made
+
+
+def finetuned(spec: Spec) -> tuple:
+    """The bottom `layers` layers of the pre-trained encoder, fine-tuned, and the outcome. The hash recorded is the
+    encoder's as it was published, before anything is cut from it."""
     from kdutils import bert, checkpoints, distil
 
     settings, data = common.settings_of(spec), common.load_data(spec)
@@ -85,8 +94,7 @@ def _finetune(spec: Spec) -> dict:
     result = distil.train(model, data.train, distil.fine_tuning(), settings, seed=spec.seed,
                           epochs=settings.teacher_epochs, lr=settings.teacher_lr,
                           evaluate=distil.evaluator(data.task, data.evaluation), progress=True)
-    checkpoints.save(model, Store().model_path(spec))
-    return common.outcome(result, **bert.counts(model), majority=common.majority(data), weights=weights)
+    return model, common.outcome(result, **bert.counts(model), majority=common.majority(data), weights=weights)
 
 
 def _sparse(model, spec: Spec):

@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.ticker import NullLocator
 
 from kdutils import claims, figures, profiles, tables, tasks, verdicts
-from kdutils.records import Store
+from kdutils.experiments import choices as trials
+from kdutils.records import look_up
 
 MEASURES = ("score", "confidence", "entropy", "nll", "ece")
 NAMES = {"score": "score", "confidence": "confidence", "entropy": "entropy", "nll": "NLL", "ece": "ECE"}
@@ -182,21 +183,37 @@ def taught_in_words(data: pd.DataFrame) -> str:
 
 
 def choices(profile: str) -> pd.DataFrame:
-    """The trials of layers, rate and epochs: score on held-out rows, and which settings every other run has."""
+    """The trials between which layers and rate of students were chosen: score on held-out rows, and what won."""
     rows = []
-    for record in Store().records("00_choices"):
-        spec = record["spec"]
-        if spec["profile"] == profile:
-            metric, held = tasks.get(spec["task"]).verdict_metric, record["metrics"]["held"]
-            settings = spec["settings"]
-            taken = profiles.settings(profile, spec["task"])
-            mine = tuple(settings["layers"]), settings["lr"], settings["epochs"]
-            rows.append({"task": spec["task"], "layers": ", ".join(map(str, settings["layers"])),
-                         "rate": f"{settings['lr']:.0e}".replace("e-0", "e-"), "epochs": settings["epochs"],
-                         "held": 100 * held[metric], "metric": metric,
-                         "taken": "yes" if mine == (taken.layers, taken.lr, taken.epochs) else ""})
-    table = pd.DataFrame(rows, columns=["task", "layers", "rate", "epochs", "metric", "held", "taken"])
-    return table.sort_values(["task", "layers", "rate", "epochs"]).reset_index(drop=True)
+    for task in profiles.task_names(profile):
+        records, _ = look_up(trials.plan_choice(profile, task))
+        taken = profiles.settings(profile, task)
+        for record in sorted(records, key=lambda r: (r["spec"]["settings"]["layers"], r["spec"]["settings"]["lr"])):
+            layers, rate = (record["spec"]["settings"][name] for name in ("layers", "lr"))
+            rows.append({"task": task, "layers": ", ".join(map(str, layers)), "rate": _short(rate),
+                         "metric": tasks.get(task).verdict_metric, "held": 100 * trials.held(record),
+                         "taken": "yes" if (tuple(layers), rate) == (taken.layers, taken.lr) else ""})
+    return pd.DataFrame(rows, columns=["task", "layers", "rate", "metric", "held", "taken"])
+
+
+def settled(profile: str) -> pd.DataFrame:
+    """What was planned and not chosen, against its trials on held-out rows, by task."""
+    names = {"epochs": "epochs of students", "teacher_lr": "the teacher's rate", "teacher_epochs": "its epochs"}
+    rows = []
+    for task in profiles.task_names(profile):
+        for name, said in names.items():
+            if found := trials.settled(name, profile, task):
+                others = {value: figures.number(100 * score) for value, score in sorted(found.trials.items())}
+                rows.append({"task": task, "what": said, "planned": _short(found.planned),
+                             "its seeds": figures.plus_minus(100 * found.mean, 100 * found.spread, found.seeds),
+                             "trials": ", ".join(f"{_short(value)}: {score}" for value, score in others.items()),
+                             "it stands": "yes" if found.stands else "no"})
+    return pd.DataFrame(rows, columns=["task", "what", "planned", "its seeds", "trials", "it stands"])
+
+
+def _short(value: float) -> str:
+    """A rate or a number of epochs."""
+    return f"{value:.0e}".replace("e-0", "e-") if value < 1 else f"{value:g}"
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
