@@ -1,5 +1,6 @@
 """Chapter 01's runs: what is zeroed and removed, the plan against the claims, and the smoke profile end to end."""
 
+import warnings
 from dataclasses import replace
 
 import matplotlib
@@ -278,6 +279,19 @@ def test_records_name_the_weights_that_they_began_with(smoke):
         assert made["extra"]["teacher_weights"] == of_teacher  # not of the sparse one, which is made from it
     sparse = replace(smoke.bench, teacher=pilot.zero_weights(smoke.bench.teacher, 0.5, 0))
     assert common.about(sparse)["teacher_weights"] == of_teacher
+
+
+def test_another_teacher_than_the_stores_is_announced(smoke):
+    settings = smoke.bench.settings
+    spec = common.make("01_pilot", "smoke", "synthetic", "distil_from_sparse", 1, {"amount": 0.1})
+    run_once(spec, experiments.run, Store())
+    teacher_of = common.teacher_spec("smoke", "synthetic", settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        common._compare(teacher_of, smoke.bench.weights)
+        common._compare(common.teacher_spec("smoke", "synthetic", replace(settings, teacher_lr=1.0)), "another")
+    with pytest.warns(UserWarning, match=f"got weights another, .* began with {smoke.bench.weights}"):
+        common._compare(teacher_of, "another")
 
 
 def test_a_sparse_teacher_teaches_what_it_says(smoke, monkeypatch):

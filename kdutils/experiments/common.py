@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,12 +85,30 @@ def _bench(profile: str, task: str, settings: profiles.Settings, states: bool) -
 
     path = weights(teacher_spec(profile, task, settings))
     made = checkpoints.restore(path).to(distil.best_device())
+    hashed = checkpoints.hash_of(made)
+    _compare(teacher_spec(profile, task, settings), hashed)
     loaded = data.load(task, _data_settings(settings))
     splits = {"train": loaded.train} | loaded.evaluation
     asked = {k: teacher.signals(made, v, states=states, cache=Store().runs / "cache") for k, v in splits.items()}
     device = distil.best_device()
     told = {k: s.to(device) for k, s in asked.items()}
-    return Bench(settings, loaded, made, told, str(device), checkpoints.hash_of(made))
+    return Bench(settings, loaded, made, told, str(device), hashed)
+
+
+def _compare(spec: Spec, hashed: str) -> None:
+    """Warn where the runs in the store began with other weights of this teacher: weights are never published, and a
+    machine or a version of the code that adds in another order makes its own."""
+    store = Store()
+    told = set()
+    for record in (record for chapter in store.chapters() for record in store.records(chapter)):
+        of, weights = Spec(**record["spec"]), record["extra"].get("teacher_weights")
+        if weights and (of.profile, of.task) == (spec.profile, spec.task):
+            if teacher_spec(of.profile, of.task, settings_of(of)).key == spec.key:
+                told.add(weights)
+    if told - {hashed}:
+        begun = ", ".join(sorted(told))
+        warnings.warn(f"teacher of {spec.task}: got weights {hashed}, the runs in the store began with {begun}; seeds "
+                      "pair only within one teacher (see book/reproduce.md)", stacklevel=3)
 
 
 @functools.lru_cache(maxsize=8)
