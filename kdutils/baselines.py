@@ -84,16 +84,18 @@ def _angles(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     return inner / (length[..., None] * length[..., None, :])
 
 
-def ckd(teacher, pairs: Sequence[tuple[int, int]], task: str) -> distil.Plain:
+def ckd(teacher, pairs: Sequence[tuple[int, int]], task: str, heat: float = 1.0, weight: float = 1.0) -> distil.Plain:
     """Contextual KD (Park et al., 2021): soft cross-entropy at T without T squared, which takes the place of the task's
     loss (a regression: MSE with the teacher), plus word relations (WR) and layer-transforming relations (LTR).
 
     WR compares the tokens of a row, within each matched layer (a mean over layers); LTR the matched layers of a token.
     Both are `pair_loss` and `triple_loss`. Matched are the embeddings and `pairs`, counted from 1. T and WR's weights
     are the official ones of `task` (MRPC's where there are none); LTR's are 1, as in the code, whose options for them
-    are never read. The teacher is asked live: its token states are too many to keep.
+    are never read; `heat` multiplies T and `weight` all relations. The teacher is asked live: its token states are too
+    many to keep.
     """
     tau, of_pairs, of_triples = CKD.get(task, CKD["mrpc"])
+    tau = heat * tau
     layers = [0, *(i for i, _ in pairs)], [0, *(j for _, j in pairs)]
 
     def terms(batch, logits, states):
@@ -108,7 +110,7 @@ def ckd(teacher, pairs: Sequence[tuple[int, int]], task: str) -> distil.Plain:
         for name, ((ours, theirs), real) in {"wr": words, "ltr": depth}.items():
             made |= {f"{name}_pair": pair_loss(ours, theirs, real), f"{name}_triple": triple_loss(ours, theirs, real)}
         relations = of_pairs * made["wr_pair"] + of_triples * made["wr_triple"] + made["ltr_pair"] + made["ltr_triple"]
-        return {"loss": soft + relations} | made
+        return {"loss": soft + weight * relations} | made
 
     return distil.Plain(terms, tokens=True)
 

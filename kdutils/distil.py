@@ -50,9 +50,10 @@ def fine_tuning() -> Plain:
     return Plain(lambda batch, logits, _: {"loss": losses.hard(logits, batch["labels"])})
 
 
-def stark_kd(teacher: Signals, tau: float) -> Plain:
+def stark_kd(teacher: Signals, tau: float, weight: float = 1.0) -> Plain:
     """`losses.stark` against cached teacher logits."""
-    return Plain(lambda batch, logits, _: losses.stark(logits, teacher.logits[batch["index"]], batch["labels"], tau))
+    return Plain(lambda batch, logits, _: losses.stark(logits, teacher.logits[batch["index"]], batch["labels"], tau,
+                                                       weight))
 
 
 @dataclass

@@ -94,9 +94,9 @@ def cut(model, width: float):
 
 
 class Elastic:
-    """An objective for `distil.train`: the sum over sub-networks of soft cross-entropy (tau 1, a mean over the batch) +
-    `weight` MSE of all real tokens' hidden states (a mean over tokens and dimensions, summed over layers). No label is
-    used, and a regression has the second term only, as in the official code.
+    """An objective for `distil.train`: the sum over sub-networks of soft cross-entropy at `tau` (a mean over the batch,
+    without tau squared) + `weight` MSE of all real tokens' hidden states (a mean over tokens and dimensions, summed
+    over layers). No label is used, and a regression has the second term only, as in the official code.
 
     `views` are the sub-networks with the teacher's layers that theirs learn from, counted from 1; the first is the
     model that is trained (in float32: a bf16 run trains a copy), whose forward pass `distil.train` makes. The teacher
@@ -105,8 +105,8 @@ class Elastic:
 
     states, tokens = False, True
 
-    def __init__(self, views: Sequence[tuple[nn.Module, Sequence[int]]], teacher, weight: float):
-        self.views, self.teacher, self.weight = views, teacher.eval(), weight
+    def __init__(self, views: Sequence[tuple[nn.Module, Sequence[int]]], teacher, weight: float, tau: float = 1.0):
+        self.views, self.teacher, self.weight, self.tau = views, teacher.eval(), weight, tau
 
     def __call__(self, batch, logits, states):
         with torch.no_grad():
@@ -114,7 +114,7 @@ class Elastic:
         soft = hidden = 0.0
         for i, (model, layers) in enumerate(self.views):
             z, h = (logits, states) if i == 0 else bert.forward(model.train(), batch, tokens=True)
-            soft = soft + (0.0 if batch["labels"].is_floating_point() else losses.soft_ce(z, told))
+            soft = soft + (0.0 if batch["labels"].is_floating_point() else losses.soft_ce(z, told, self.tau))
             hidden = hidden + hidden_loss(h, its[:, [0, *layers]], batch["attention_mask"])
         terms = {"kd": soft, "hidden": hidden} if torch.is_tensor(soft) else {"hidden": hidden}
         return {"loss": soft + self.weight * hidden} | terms

@@ -26,15 +26,17 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, tau: float = 1.0) -> torch.
     return (log_t.exp() * (log_t - log_s)).sum(-1).mean()  # F.kl_div cannot be batched over replicas
 
 
-def stark(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, tau: float = 2.0) -> dict:
+def stark(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, tau: float = 2.0,
+          weight: float = 1.0) -> dict:
     """STARK's objective, for trial and actual distillation alike, as its official code has it:
-    (tau^2 soft_ce + cross-entropy) / 2; a regression: (MSE(z_s, z_t) + MSE(z_s, y)) / 2. Means over the batch."""
+    (tau^2 soft_ce + cross-entropy) / 2; a regression: (MSE(z_s, z_t) + MSE(z_s, y)) / 2. Means over the batch. With a
+    `weight`, which the code does not have, (weight soft + task) / (weight + 1)."""
     if labels.is_floating_point():
         soft = F.mse_loss(student, teacher)
     else:
         soft = tau**2 * soft_ce(student, teacher, tau)
     task = hard(student, labels)
-    return {"loss": (soft + task) / 2, "kd": soft, "task": task}
+    return {"loss": (weight * soft + task) / (weight + 1), "kd": soft, "task": task}
 
 
 def kd(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, alpha: float, tau: float) -> dict:

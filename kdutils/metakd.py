@@ -51,14 +51,15 @@ class MetaKD:
 
     `student` is the very model that is trained (in float32: a bf16 run trains a copy), `teacher` is changed in place,
     in eval mode. Quiz batches, of the same size, are drawn from `held` in an order fixed by `seed`. The look-ahead rate
-    is `rate`, the student's; the teacher's AdamW takes `TEACHER_RATE` of it.
+    is `rate`, the student's; the teacher's AdamW takes `teacher_rate` of it.
     """
 
     states = tokens = False
 
-    def __init__(self, student, teacher, held: Encoded, batch_size: int, rate: float, tau: float, seed: int):
+    def __init__(self, student, teacher, held: Encoded, batch_size: int, rate: float, tau: float, seed: int,
+                 teacher_rate: float = TEACHER_RATE):
         self.student, self.teacher, self.rate, self.tau = student, teacher.eval(), rate, tau
-        self.optimiser = torch.optim.AdamW(teacher.parameters(), lr=TEACHER_RATE * rate, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(teacher.parameters(), lr=teacher_rate * rate, weight_decay=0.0)
         self.quizzes = _endless(held, batch_size, torch.Generator().manual_seed(seed), distil.device_of(teacher))
 
     def __call__(self, batch, logits, states):

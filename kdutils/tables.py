@@ -53,11 +53,10 @@ def task_names(data: pd.DataFrame) -> list[str]:
 
 
 def by_seed(a: pd.DataFrame, b: pd.DataFrame, measure: str = "score") -> pd.Series:
-    """A minus B in points, by seed. ValueError: two runs of a seed on one side."""
+    """A minus B in points, by seed (see `verdicts.differences`). ValueError: two runs of a seed on one side."""
     if not (len(a) and len(b)):
         return pd.Series(dtype=float)
-    a, b = (verdicts.by_seed(side, measure) for side in (a, b))
-    return ((a - b) * figures.scale(measure) / 100).dropna()
+    return verdicts.differences(a, b, measure, measure) * figures.scale(measure) / 100
 
 
 def versus(a: pd.DataFrame, b: pd.DataFrame, measure: str = "score") -> Estimate:

@@ -18,11 +18,13 @@ import pandas as pd
 from kdutils import claims as published
 from kdutils import experiments, profiles, tasks
 from kdutils.experiments import stark
+from kdutils.experiments.stark_baselines import DEFAULT, best_own
 from kdutils.intervals import EMPTY, LEVEL, Estimate, correlation, holm, paired, pool_spreads, spread
 from kdutils.records import Store, frame, look_up
 
 PAPER = "paper"  # as a claim's measure: the metric that the papers print
 FEWEST = 5  # seeds below which nothing is decided
+TEACHER = "extra_teacher_weights"  # the hash of the fine-tuned teacher that a run began with; older records lack it
 # A teacher near chance cannot settle a claim about teaching.
 CANNOT_DECIDE = {("mini", "rte"): "its teacher is near chance"}
 
@@ -84,6 +86,34 @@ def by_seed(data: pd.DataFrame, column: str | None) -> pd.Series:
     return data.set_index("seed")[column].sort_index() * 100
 
 
+def differences(a: pd.DataFrame, b: pd.DataFrame, of_a: str | None, of_b: str | None) -> pd.Series:
+    """The column `of_a` of A less the column `of_b` of B, in points, by seed. Seeds whose two sides are known to have
+    begun with different teachers are no pairs and are left out: every machine may fine-tune a teacher of its own."""
+    found = (by_seed(a, of_a) - by_seed(b, of_b)).dropna()
+    if TEACHER not in a or TEACHER not in b:
+        return found
+    ours, theirs = (side.set_index("seed")[TEACHER].reindex(found.index) for side in (a, b))
+    return found[ours.isna() | theirs.isna() | (ours == theirs)]
+
+
+def own(data: pd.DataFrame, where: dict[str, Any], metric: str) -> tuple[tuple[float, float] | None, dict]:
+    """What the trials of a method's own hyper-parameters chose (one task; None while one is missing), and the held-out
+    metric of each pair that was tried."""
+    trials = select(data, where | {"method": f"tune-{where['method']}"})
+    if trials.empty:
+        return None, {}
+    held = dict(zip(zip(trials["heat"], trials["weight"], strict=True), trials[f"held_{metric}"], strict=True))
+    planned = stark.trials(*trials.iloc[0][["profile", "task"]], where["method"])
+    return (best_own(held) if len(held) == len(planned) else None), held
+
+
+def tuned(data: pd.DataFrame, where: dict[str, Any], metric: str) -> pd.DataFrame:
+    """The records of a method (one task) at what its trials chose; at its defaults where they chose these, or while
+    one is missing."""
+    best, _ = own(data, where, metric)
+    return select(data, where if best in (None, DEFAULT) else where | {"method": f"tuned-{where['method']}"})
+
+
 def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataFrame:
     """Of a grid over `sparsity` (one task, one student; above 0, which is the dense teacher), the records that the
     protocol reports.
@@ -111,7 +141,9 @@ def chosen(grid: pd.DataFrame, metric: str, protocol: str = "clean") -> pd.DataF
 
 
 def side(data: pd.DataFrame, where: dict[str, Any], metric: str, protocol: str) -> pd.DataFrame:
-    """The records of one side of a claim on one task: selected and, where it says so, chosen from a grid."""
+    """The records of one side of a claim on one task: selected and, where it says so, chosen by a grid or by trials."""
+    if where.get("choose") == "trials":
+        return tuned(data, where, metric)
     found = select(data, where, protocol=[None, protocol])
     return chosen(found, metric, protocol) if where.get("choose") == "sparsity" else found
 
@@ -123,11 +155,11 @@ def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | Non
     measure = claim.get("measure", metric)
     measure = papers_metric(claim, task) if measure == PAPER else measure
     column = reported(pd.concat(found), measure, protocol)  # one for both sides: test less dev is neither
-    a, b = (by_seed(part, claim[name].get("value", column)) for name, part in zip("ab", found, strict=True))
+    columns = [claim[name].get("value", column) for name in "ab"]
     if claim["kind"] == "wider":
-        return None, spread(a.iloc[: claim["seeds"]], b.iloc[: claim["seeds"]])
-    differences = (a - b).dropna().iloc[: claim["seeds"]]
-    return differences, paired(differences, -claim.get("margin", 0.0))
+        return None, spread(*(by_seed(*side).iloc[: claim["seeds"]] for side in zip(found, columns, strict=True)))
+    pairs = differences(*found, *columns).iloc[: claim["seeds"]]
+    return pairs, paired(pairs, -claim.get("margin", 0.0))
 
 
 def papers_metric(claim: dict, task: str) -> str:
@@ -143,9 +175,9 @@ def in_the_papers_metric(data: pd.DataFrame, claim: dict, names: Iterable[str]) 
     return paired(_over_tasks([on_task(data, claim | {"measure": PAPER}, task)[0] for task in names]))
 
 
-def _over_tasks(differences: list[pd.Series]) -> pd.Series:
+def _over_tasks(by_task: list[pd.Series]) -> pd.Series:
     """Each seed's mean over tasks, for the seeds that all have."""
-    return pd.concat(differences, axis=1).dropna().mean(axis=1) if differences else pd.Series(dtype=float)
+    return pd.concat(by_task, axis=1).dropna().mean(axis=1) if by_task else pd.Series(dtype=float)
 
 
 def _correlated(data: pd.DataFrame, claim: dict, names: list[str]) -> tuple[list[str], Estimate]:
@@ -178,17 +210,17 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
         return [fixed | {"task": "pooled", "tasks": tuple(on), "verdict": verdict(estimate)} | estimate]
     rows, kept = [], {}
     for task in known:
-        differences, estimate = on_task(data, claim, task)
+        pairs, estimate = on_task(data, claim, task)
         decides = task in planned and (profile, task) not in CANNOT_DECIDE
         if decides and estimate["n"] >= FEWEST:
-            kept[task] = differences, estimate
+            kept[task] = pairs, estimate
         if estimate["n"]:
             said = verdict(estimate, null) if decides else "shown only"
             rows.append(fixed | {"task": task, "tasks": (task,), "verdict": said} | estimate)
     if claim["kind"] == "wider":
         pooled = pool_spreads([estimate for _, estimate in kept.values()])
     else:
-        pooled = paired(_over_tasks([d for d, _ in kept.values()]), null)
+        pooled = paired(_over_tasks([pairs for pairs, _ in kept.values()]), null)
     few = not kept and any(row["task"] in planned for row in rows)  # runs, but nowhere five seeds
     said = "undecided" if few or (kept and not pooled["n"]) else verdict(pooled, null)  # tasks may share no seed
     if few:  # no estimate, but the most seeds that a task which can decide has reached

@@ -218,7 +218,7 @@ def test_takds_student_comes_from_its_assistant_and_learns_from_it(bench, monkey
         return {"extra": {"train_seconds": 1.0}}
 
     monkeypatch.setattr(common, "distil_student", train)
-    stark_baselines.STAGED["TAKD"](spec, made, chapter.initial(spec, made))
+    stark_baselines.STAGED["TAKD"](spec, made, chapter.initial(spec, made), heat=0.5, weight=3.0)
     (of_teacher, assistant, first, _, judged), (of_assistant, _, second, start, _) = calls
     assert of_teacher is made and of_assistant.teacher is assistant and not judged
     sizes = [bert.counts(m)["encoder"] for m in (made.teacher, assistant, calls[1][1])]
@@ -227,13 +227,45 @@ def test_takds_student_comes_from_its_assistant_and_learns_from_it(bench, monkey
     rows, logits = made.data.train.batch(torch.arange(8)), torch.randn(8, 2)
     for asked, teacher in ((first, made.teacher), (second, assistant)):
         told = ask(teacher, made.data.train).logits[rows["index"]]
-        expected = losses.stark(logits, told, rows["labels"], made.settings.tau)["loss"]
+        expected = losses.stark(logits, told, rows["labels"], 0.5 * made.settings.tau, weight=3.0)["loss"]
         torch.testing.assert_close(asked(rows, logits, None)["loss"], expected, atol=0, rtol=0)
     with torch.no_grad():  # the start times 1.5 is what the same cut from the teacher has become in the assistant
         cut = chapter.initial(spec, made)
         for p in cut.parameters():
             p.mul_(1.5)
     assert start == checkpoints.hash_of(cut)
+
+
+@pytest.mark.parametrize("method", ["KD", "PKD", "DKD", "CKD"])
+def test_trials_multiply_what_is_a_methods_own(bench, monkeypatch, method):
+    """The temperature of the soft loss and the weight of the method's term, as they reach the objective of a run."""
+    heat, weight = 0.5, 3.0
+    trial = chapter.one("smoke", "synthetic", f"tune-{method}", 100, heat=heat, weight=weight)
+    made = replace(bench[1], signals={name: ask(bench[1].teacher, rows, states=True) for name, rows in
+                                      ({"train": bench[1].data.train} | bench[1].data.evaluation).items()})
+    monkeypatch.setattr(common, "bench", lambda spec, states=False: made)
+    asked = next(chapter.stages(trial))
+    rows = made.data.train.batch(torch.arange(8))
+    asked.student.eval()
+    logits, states = bert.forward(asked.student, rows, method == "PKD", method == "CKD")
+    terms, told = asked.objective(rows, logits, states), made.signals["train"].logits[rows["index"]]
+    tau = heat * (baselines.TAU if method == "DKD" else 4.0 if method == "CKD" else made.settings.tau)
+    if method == "KD":
+        expected = losses.stark(logits, told, rows["labels"], tau, weight)["loss"]
+    elif method == "PKD":
+        assert terms["patience"] > 0
+        plain = losses.stark(logits, told, rows["labels"], tau)["loss"]
+        expected = plain + weight * baselines.BETA * terms["patience"]
+    elif method == "DKD":
+        warm = min(1.0, 1 / asked.objective.warm_up)
+        expected = terms["task"] + warm * weight * tau**2 * losses.kl(logits, told, tau)
+    else:
+        _, pair, triple = baselines.CKD["mrpc"]
+        relations = pair * terms["wr_pair"] + triple * terms["wr_triple"] + terms["ltr_pair"] + terms["ltr_triple"]
+        assert relations > 0
+        live, _ = bert.forward(made.teacher, rows)  # kept answers are in bf16 where that is faster
+        expected = losses.soft_ce(logits, live, tau) + weight * relations
+    torch.testing.assert_close(terms["loss"], expected, atol=1e-4, rtol=1e-4)
 
 
 # -------------------------------------------------------------------------------------------------------------- MetaKD
@@ -300,8 +332,9 @@ def test_metakds_quizzes_are_held_out_rows_and_its_teacher_a_copy(bench, monkeyp
     monkeypatch.setattr(metakd, "MetaKD", lambda *a: asked.append(a) or "objective")
     monkeypatch.setattr(common, "distil_student", lambda *a: asked.append(a) or {"extra": {}})
     student = chapter.initial(spec, made)
-    stark_baselines.STAGED["MetaKD"](spec, made, student)
-    (learner, teacher, quizzes, *_, seed), (taught, trained, objective, _) = asked
+    stark_baselines.STAGED["MetaKD"](spec, made, student, heat=2.0, weight=0.3)
+    (learner, teacher, quizzes, *_, tau, seed, rate), (taught, trained, objective, _) = asked
+    assert (tau, rate) == (2 * made.settings.tau, pytest.approx(0.3 * metakd.TEACHER_RATE))
     assert quizzes.fingerprint() == made.data.held.fingerprint() != made.data.evaluation["dev"].fingerprint()
     assert learner is trained is student and objective == "objective" and seed == spec.seed
     assert teacher is not made.teacher and checkpoints.hash_of(teacher) == checkpoints.hash_of(made.teacher)
@@ -352,12 +385,12 @@ def test_elastic_is_the_sum_over_sub_networks():
     views = [(made, every), (narrow.eval(), every), (shallow.eval(), (1, 4))]
     for view, _ in views[1:]:
         view.train = lambda view=view: view  # dropout off, so that the value can be worked out
-    terms = dynabert.Elastic(views, teacher, weight=0.1)(rows, *bert.forward(made, rows, tokens=True))
+    terms = dynabert.Elastic(views, teacher, weight=0.1, tau=2.0)(rows, *bert.forward(made, rows, tokens=True))
     told, its = bert.forward(teacher, rows, tokens=True)
     expected, mask = 0.0, rows["attention_mask"].bool()
     for view, layers in views:
         z, h = bert.forward(view, rows, tokens=True)
-        expected += losses.soft_ce(z, told)
+        expected += losses.soft_ce(z, told, 2.0)
         expected += 0.1 * sum(F.mse_loss(h[:, i][mask], its[:, j][mask]) for i, j in enumerate([0, *layers]))
     torch.testing.assert_close(terms["loss"], expected, atol=1e-5, rtol=1e-5)
 

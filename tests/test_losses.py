@@ -44,6 +44,9 @@ def test_stark():
     close(found["kd"], 4 * SOFT)
     close(found["task"], hard)
     close(found["loss"], (4 * SOFT + hard) / 2)
+    weighed = losses.stark(2 * STUDENT, 2 * TEACHER, LABELS, tau=2.0, weight=3.0)
+    close(weighed["loss"], (3 * 4 * SOFT + hard) / 4)
+    close(weighed["kd"], 4 * SOFT)
 
 
 def test_kd():

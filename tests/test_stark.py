@@ -17,6 +17,7 @@ from kdutils.experiments import common
 from kdutils.experiments import stark as chapter
 from kdutils.experiments import stark_auto as auto
 from kdutils.experiments import stark_teachers as teachers
+from kdutils.experiments.stark_baselines import best_own
 from kdutils.store import Store
 from kdutils.teacher import ask
 
@@ -655,7 +656,7 @@ def test_students_start_the_same_whatever_teaches_them(runs):
 
 def test_smoke_covers_every_method_and_student():
     specs = chapter.plan("smoke", "synthetic")
-    assert {s.method for s in specs} == set(chapter.METHODS)
+    assert {s.method for s in specs} == {*chapter.METHODS, "tune-PKD"}
     assert {s.args.get("scores") for s in specs} == {None, "knowledgeable", "random", "expressiveness", "friendliness"}
     assert {s.args["student"] for s in specs} == {"dropped", "pruned", "smaller"}
     assert {s.args.get("protocol") for s in specs} == {None, "clean", "paper"}
@@ -695,6 +696,35 @@ def test_the_grid_chooses_on_held_out_rows_and_then_gets_more_seeds(tmp_path, mo
             and "lam" not in s.args and s.method == "STARK"} == set(range(5, 10))
     assert {s.method for s in added} == {"STARK", "STARK-unstructured"}
     assert {"PKD", "CKD"} < {s.args["base"] for s in added}
+
+
+def test_every_method_gets_as_many_trials_as_stark_has_sparsities(tmp_path, monkeypatch):
+    (tmp_path / "_toc.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path / "runs"))
+    store, before = Store(), chapter.plan("mini", "mrpc")
+    for task in ("mrpc", "stsb"):
+        for method in (*chapter.BASELINES[1:], "KD"):
+            tried = [s for s in chapter.plan("mini", task) if s.method == f"tune-{method}"]
+            assert len({s.key for s in tried}) == len(chapter.GRID) and {s.seed for s in tried} == {100}
+            assert {s.args["student"] for s in tried} == {"pruned" if method == "DynaBERT" else "dropped"}
+            assert task != "stsb" or {s.args["heat"] for s in tried} == {1.0}  # a regression has no temperature
+    assert not [s for s in chapter.plan("mini", "rte") if s.method.startswith("tune-")]  # no verdict rests on it
+    for spec in chapter.trials("mini", "mrpc", "PKD"):
+        won = (spec.args["heat"], spec.args["weight"]) == (0.5, 3.0)
+        told = {"matthews": 0.1 if won else 0.9}
+        store.put(spec, {"metrics": {"held": {"matthews": 0.5 if won else 0.4}, "dev": told, "test": told}}, 1.0)
+        assert chapter.own("mini", "mrpc", "PKD") is None or spec == chapter.trials("mini", "mrpc", "PKD")[-1]
+    assert chapter.own("mini", "mrpc", "PKD") == (0.5, 3.0)
+    added = [s for s in chapter.plan("mini", "mrpc") if s not in before]
+    assert {s.method for s in added} == {"tuned-PKD"} and {s.seed for s in added} == set(range(5))
+    assert all(s.args == {"student": "dropped", "heat": 0.5, "weight": 3.0} for s in added)
+
+
+def test_of_equal_trials_the_defaults_win():
+    held = {(2.0, 1.0): 0.4, (0.5, 3.0): 0.4, (1.0, 1.0): 0.4, (1.0, 0.3): 0.3}
+    assert best_own(held) == (1.0, 1.0)
+    assert best_own({pair: score for pair, score in held.items() if pair != (1.0, 1.0)}) == (0.5, 3.0)
 
 
 def test_defaults_stay_out_of_the_automatic_arguments():

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from kdutils import claims, experiments, figures, intervals, records, summary, verdicts
+from kdutils.experiments.stark_baselines import OWN
 from kdutils.pages import verdicts as verdict_page
 from kdutils.store import Store
 
@@ -213,6 +214,40 @@ def test_a_better_grid_chooses_once_the_planned_seeds_have_run_it():
     for seeds, best in ((0, 0.3), (1, 0.3), (4, 0.3), (5, 0.9)):
         found = verdicts.side(pd.concat([first, more[more["seed"] < seeds]]), STARK, "matthews", "clean")
         assert set(found["sparsity"]) == {best} and len(found) == 5
+
+
+TAKD = {"method": "TAKD", "args": {"student": "dropped"}, "choose": "trials"}
+
+
+def tried(best, score=0.6):
+    """Trials of TAKD at mini in which the pair `best` won by `score`, and runs at the defaults and at that pair."""
+    made = []
+    for heat, weight in OWN:
+        held = score if (heat, weight) == best else 0.5
+        made.append({"method": "tune-TAKD", "seed": 100, "heat": heat, "weight": weight, "held_matthews": held})
+    made += [{"method": "TAKD", "seed": seed, "test_matthews": 0.3} for seed in range(5)]
+    made += [{"method": "tuned-TAKD", "seed": seed, "heat": best[0], "weight": best[1], "test_matthews": 0.4}
+             for seed in range(5)]
+    return pd.DataFrame([ARGS | {"profile": "mini", "task": "mrpc"} | row for row in made])
+
+
+def test_a_method_stands_at_what_its_trials_chose():
+    data = tried((0.5, 3.0))
+    assert set(verdicts.side(data, TAKD, "matthews", "clean")["method"]) == {"tuned-TAKD"}
+    assert set(verdicts.side(data.iloc[1:], TAKD, "matthews", "clean")["method"]) == {"TAKD"}  # a trial is missing
+    assert set(verdicts.side(tried((1.0, 1.0)), TAKD, "matthews", "clean")["method"]) == {"TAKD"}
+    assert set(verdicts.side(tried((0.5, 3.0), 0.5), TAKD, "matthews", "clean")["method"]) == {"TAKD"}  # all alike
+    best, held = verdicts.own(data, TAKD, "matthews")
+    assert best == (0.5, 3.0) and len(held) == 9 and held[1.0, 1.0] == 0.5
+
+
+def test_seeds_of_different_teachers_are_no_pairs():
+    a = runs("A", "mrpc", [0.5, 0.6, 0.7, 0.8], **{verdicts.TEACHER: ["x", "x", None, "y"]})
+    b = runs("B", "mrpc", [0.4, 0.4, 0.4, 0.4], **{verdicts.TEACHER: ["x", "y", "x", "y"]})
+    found = verdicts.differences(a, b, "test_matthews", "test_matthews")
+    assert found.round(6).to_dict() == {0: 10.0, 2: 30.0, 3: 40.0}  # older records do not name their teacher
+    without = verdicts.differences(a, b.drop(columns=verdicts.TEACHER), "test_matthews", "test_matthews")
+    assert len(without) == 4
 
 
 def test_the_same_runs_on_both_sides_decide_nothing():

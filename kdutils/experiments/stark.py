@@ -7,6 +7,8 @@ goes through the same batches and dropout, with a sparse teacher.
 `args`: `student`; of STARK also `base`, `sparsity`, `scores` (knowledgeable, expressiveness, friendliness, random),
 `protocol` (clean: scores on held-out rows; paper: on dev) and `lam` where it is not 0.5. Students are `dropped` and
 `pruned`, and for scalability `smaller` (fewer layers), `small-teacher` or `large-teacher` (of another teacher).
+The other methods have trials of what is their own, `tune-KD` and so on, with `heat` and `weight` (see
+`stark_baselines`), and where these chose other values than the defaults, comparisons with them, `tuned-KD`.
 """
 
 from __future__ import annotations
@@ -14,8 +16,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kdutils import profiles, tasks
-from kdutils.experiments import common, packing
+from kdutils.experiments import choices, common, packing
 from kdutils.experiments import stark_teachers as teachers
+from kdutils.experiments.stark_baselines import (
+    DEFAULT,
+    OWN,
+    OWN_REGRESSION,
+    STUDENT_OF_TRIALS,
+    TRIED,
+    best_own,
+)
 from kdutils.experiments.stark_teachers import CHAPTER, LAMBDAS
 from kdutils.records import Spec, Store, look_up
 
@@ -74,6 +84,7 @@ def _quick(profile: str, task: str) -> Iterator[Spec]:
     yield sparse(profile, task, 0, grid[0], protocol="paper")
     yield from _ablations(profile, task, [0], grid[0])
     if profile == "smoke":
+        yield from _tuned(profile, task, "PKD", [0])
         yield from (one(profile, task, method, 0, "pruned") for method in ("TAKD", "DynaBERT"))
         yield from _scales(profile, task, [0], grid[:1])
 
@@ -86,6 +97,9 @@ def _plan(profile: str, task: str) -> Iterator[Spec]:
         yield from _more_seeds(profile, task, student)
         yield from _grid(profile, task, seeds, GRID, student, "random")
         yield from (one(profile, task, method, seed, student) for method in BASELINES for seed in seeds)
+    if task not in profiles.profile(profile).spared:
+        for method in TRIED:
+            yield from _tuned(profile, task, method, seeds)
     for seed in seeds:
         yield from (sparse(profile, task, seed, s, protocol="paper") for s in GRID)
     if best := chosen(profile, task):
@@ -106,6 +120,34 @@ def _more_seeds(profile: str, task: str, student: str) -> Iterator[Spec]:
     for seed in profiles.profile(profile).more_seeds(task):
         yield one(profile, task, "KD", seed, student)
         yield from (sparse(profile, task, seed, s, student, scores) for scores, s in best.items() if s)
+
+
+def trials(profile: str, task: str, method: str) -> list[Spec]:
+    """The trials of a method's own hyper-parameters, by a seed that no comparison uses, on the student that the
+    method's claim is about."""
+    student = STUDENT_OF_TRIALS.get(method, "dropped")
+    pairs = OWN_REGRESSION if tasks.get(task).regression else OWN
+    return [one(profile, task, f"tune-{method}", choices.SEED, student, heat=heat, weight=weight)
+            for heat, weight in pairs[: 2 if profile in QUICK else None]]
+
+
+def own(profile: str, task: str, method: str) -> tuple[float, float] | None:
+    """The heat and weight with the best held-out verdict metric; None while a trial is missing."""
+    records, missing = look_up(trials(profile, task, method))
+    metric = tasks.get(task).verdict_metric
+    args = [r["spec"]["args"] for r in records]
+    held = {(a["heat"], a["weight"]): r["metrics"]["held"][metric] for a, r in zip(args, records, strict=True)}
+    return None if missing else best_own(held)
+
+
+def _tuned(profile: str, task: str, method: str, seeds) -> Iterator[Spec]:
+    """The trials and, where they chose other values than the defaults, the comparison with those."""
+    tried, best = trials(profile, task, method), own(profile, task, method)
+    yield from tried
+    if best not in (None, DEFAULT):
+        heat, weight = best
+        student = tried[0].args["student"]
+        yield from (one(profile, task, f"tuned-{method}", seed, student, heat=heat, weight=weight) for seed in seeds)
 
 
 def _ablations(profile: str, task: str, seeds, best: float) -> Iterator[Spec]:
@@ -173,9 +215,11 @@ def stages(spec: Spec) -> packing.Stages:
     took."""
     from kdutils.experiments import stark_baselines as baselines
 
-    if spec.method not in METHODS:
+    method = spec.method.removeprefix("tune-").removeprefix("tuned-")
+    if method not in (METHODS if method == spec.method else TRIED):
         raise ValueError(f"method: got {spec.method!r}; allowed: {', '.join(METHODS)}")
-    base, extra = spec.args.get("base", spec.method), {}
+    base, extra = spec.args.get("base", method), {}
+    given = {name: spec.args[name] for name in ("heat", "weight") if name in spec.args}
     made = setting(spec, states=base == "PKD")
     student = initial(spec, made)
     if spec.method.startswith("STARK"):
@@ -184,10 +228,10 @@ def stages(spec: Spec) -> packing.Stages:
         extra |= seconds
     extra = common.about(made) | extra
     if base in baselines.STAGED:
-        result = baselines.STAGED[base](spec, made, student)
+        result = baselines.STAGED[base](spec, made, student, **given)
     else:
         extra |= {"memory": memory(made, student)}
-        asked = baselines.objective(base, made, student)
+        asked = baselines.objective(base, made, student, **given)
         together = baselines.kd_together if base == "KD" else None
         result = yield packing.Distillation(made, student, asked, spec.seed, together=together)
     if spec.method in BASES:

@@ -1,17 +1,39 @@
-"""Chapter 02's baselines: objectives for those that train the student once, runs for those that have more stages."""
+"""Chapter 02's baselines: objectives for those that train the student once, runs for those that have more stages, and
+the trials of what each method leaves open.
+
+Two numbers are a method's own: the temperature of its soft loss, and the weight of its own term. Trials multiply them
+by `heat` and `weight`, of which there are as many pairs as STARK has sparsities.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 
 from kdutils.experiments import common
 from kdutils.experiments import stark_teachers as teachers
 from kdutils.records import Spec
 
+DEFAULT = (1.0, 1.0)  # heat and weight
+OWN = tuple(product((1.0, 0.5, 2.0), (1.0, 0.3, 3.0)))
+OWN_REGRESSION = tuple((1.0, weight) for weight in (1.0, 0.1, 0.2, 0.3, 0.5, 2.0, 3.0, 5.0, 10.0))  # it has no softmax
+TRIED = {  # what `weight` multiplies
+    "KD": "the soft loss", "PKD": "the distance of [CLS] states", "TAKD": "the soft loss, in both stages",
+    "DKD": "both parts of the soft loss", "CKD": "all relations", "MetaKD": "the teacher's rate",
+    "DynaBERT": "the distance of hidden states",
+}  # fmt: skip
+STUDENT_OF_TRIALS = {"DynaBERT": "pruned"}  # the one that its claim is about; "dropped" elsewhere
 
-def objective(method: str, made, student):
+
+def best_own(held: Mapping[tuple[float, float], float]) -> tuple[float, float]:
+    """Of the pairs that were tried, by their held-out scores, the best; of equal ones the defaults, or the smallest."""
+    return max(sorted(held, key=lambda pair: (pair != DEFAULT, pair)), key=held.__getitem__)
+
+
+def objective(method: str, made, student, heat: float = 1.0, weight: float = 1.0):
     """What `student` learns from under FT, KD, PKD, CKD or DKD; `made`'s teacher may be a sparse one."""
     from kdutils import baselines, bert, distil, peakd
 
@@ -19,14 +41,16 @@ def objective(method: str, made, student):
     if method == "FT":
         return distil.fine_tuning()
     if method == "KD":
-        return distil.stark_kd(told, settings.tau)
+        return distil.stark_kd(told, heat * settings.tau, weight)
     if method == "DKD":
-        return baselines.DKD(told, round(settings.epochs * -(-rows // settings.batch_size)))
+        steps = round(settings.epochs * -(-rows // settings.batch_size))
+        return baselines.DKD(told, steps, weight * baselines.ALPHA, weight * baselines.GAMMA, heat * baselines.TAU)
     layers, depth = len(student.bert.encoder.layer), len(made.teacher.bert.encoder.layer)
     if method == "PKD":
-        return baselines.pkd(told, peakd.pairs(layers, depth), settings.tau)
+        return baselines.pkd(told, peakd.pairs(layers, depth), heat * settings.tau, weight * baselines.BETA)
     asked = bert.cast(made.teacher, distil.compute_dtype(settings.precision, made.device)).eval()
-    return baselines.ckd(asked, [*peakd.pairs(layers, depth), (layers, depth)], made.task.name)
+    matched = [*peakd.pairs(layers, depth), (layers, depth)]
+    return baselines.ckd(asked, matched, made.task.name, heat, weight)
 
 
 def kd_together(every):
@@ -41,7 +65,7 @@ def kd_together(every):
         logits, told[batch["replica"], batch["index"]], batch["labels"], tau))
 
 
-def takd(spec: Spec, made, student) -> dict:
+def takd(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) -> dict:
     """TAKD (Mirzadeh et al., 2020): KD into an assistant half-way in size, then from it into the student that it holds.
 
     The assistant of a layer-dropped student has layers between its own and the teacher's depth; that of a pruned one
@@ -57,34 +81,35 @@ def takd(spec: Spec, made, student) -> dict:
     else:
         layers = baselines.between(settings.layers, depth)
         assistant = bert.keep_layers(made.teacher, layers)
-    told = distil.stark_kd(made.signals["train"], settings.tau)
+    told = distil.stark_kd(made.signals["train"], heat * settings.tau, weight)
     first = common.distil_student(made, assistant, told, spec.seed, evaluate=False)
     taught, _ = teachers.taught_by(made, assistant)
     if spec.args["student"] == "pruned":
         student = baselines.inherit(assistant, own, wanted).to(made.device)
     else:
         student = bert.keep_layers(assistant, [layers.index(i) + 1 for i in settings.layers])
-    result = common.distil_student(taught, student, distil.stark_kd(taught.signals["train"], settings.tau), spec.seed)
+    told = distil.stark_kd(taught.signals["train"], heat * settings.tau, weight)
+    result = common.distil_student(taught, student, told, spec.seed)
     result["extra"] |= common.about(taught) | {"assistant_seconds": first["extra"]["train_seconds"]}
     return result
 
 
-def metakd(spec: Spec, made, student) -> dict:
+def metakd(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) -> dict:
     """MetaKD: the teacher takes a step for every step of the student; held-out rows are its quizzes."""
     from kdutils import distil
-    from kdutils.metakd import MetaKD
+    from kdutils.metakd import TEACHER_RATE, MetaKD
 
     made, settings = _in_float32(made), made.settings
     teacher = copy.deepcopy(made.teacher)
-    learner = MetaKD(student.to(made.device), teacher, made.data.held, settings.batch_size, settings.lr, settings.tau,
-                     spec.seed)
+    learner = MetaKD(student.to(made.device), teacher, made.data.held, settings.batch_size, settings.lr,
+                     heat * settings.tau, spec.seed, weight * TEACHER_RATE)
     result = common.distil_student(made, student, learner, spec.seed)
     after = distil.evaluator(made.task, made.data.evaluation)(teacher)
     result["extra"] |= {"teacher": after, "dtype": "float32"}
     return result
 
 
-def dynabert(spec: Spec, made, student) -> dict:
+def dynabert(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) -> dict:
     """DynaBERT: all widths at once from the rewired teacher, then all depths at once at the student's own width.
 
     The student of kind `dropped` is the network of full width and the layers `settings.layers`, that of kind `pruned`
@@ -98,13 +123,13 @@ def dynabert(spec: Spec, made, student) -> dict:
     wide = dynabert.rewire(made.teacher, *teachers.expressiveness(made)).to(made.device)
     widths = sorted({*dynabert.WIDTHS, width}, reverse=True)
     views = [(dynabert.narrow(wide, w), every) for w in widths]
-    stage = dynabert.Elastic(views, made.teacher, dynabert.HIDDEN[0])
+    stage = dynabert.Elastic(views, made.teacher, weight * dynabert.HIDDEN[0], heat)
     distil.train(wide, made.data.train, stage, settings, seed=spec.seed)
     deep = dynabert.cut(wide, width)
     own = every if pruned else settings.layers
     depths = dict.fromkeys([tuple(every), baselines.between(settings.layers, len(every)), settings.layers])
     views = [(dynabert.shallow(deep, layers), layers) for layers in depths]
-    stage = dynabert.Elastic(views, copy.deepcopy(deep), dynabert.HIDDEN[1])
+    stage = dynabert.Elastic(views, copy.deepcopy(deep), weight * dynabert.HIDDEN[1], heat)
     judge = distil.evaluator(made.task, made.data.evaluation, made.signals)
     result = distil.train(deep, made.data.train, stage, settings, seed=spec.seed,
                           evaluate=lambda model, last: judge(dynabert.shallow(model, own), last))

@@ -9,11 +9,12 @@ import pandas as pd
 
 from kdutils import claims, figures, profiles, tables, tasks, verdicts
 from kdutils.experiments.stark import BASELINES, plan
+from kdutils.experiments.stark_baselines import DEFAULT, STUDENT_OF_TRIALS, TRIED
 from kdutils.tables import by_seed, pooled, said, task_names, text, versus
 
-ARGUMENTS = ("student", "base", "sparsity", "scores", "protocol", "lam")
+ARGUMENTS = ("student", "base", "sparsity", "scores", "protocol", "lam", "heat", "weight")
 SUFFIX = {"dropped": "4", "pruned": "30"}  # of the paper's names of rows
-METHODS = ("FT", "KD", *BASELINES[1:], "STARK, random", "STARK")
+METHODS = ("FT", "KD", "KD, tuned", *BASELINES[1:], "STARK, random", "STARK")
 LAMBDAS = {"friendliness": 0.0, "expressiveness": 1.0}
 TRAIN_ROWS = {"mrpc": 3668, "rte": 2490, "stsb": 5749, "sst2": 67349, "qnli": 104743, "qqp": 363846, "mnli": 392702,
               "mnli-mm": 392702}
@@ -57,9 +58,36 @@ def _chosen(runs: pd.DataFrame, task: str, protocol: str) -> pd.DataFrame:
 
 
 def runs_of(data: pd.DataFrame, method: str, task: str, student: str = "dropped") -> pd.DataFrame:
-    """The runs that stand for a method of `METHODS`: of the two STARKs, those at the chosen sparsity."""
+    """The runs that stand for a method of `METHODS`: of the two STARKs, those at the chosen sparsity; of a baseline
+    those at what its trials chose. KD is what STARK is built on, so its own trials have a row apart."""
     kinds = {"STARK": "knowledgeable", "STARK, random": "random"}
-    return best(data, task, student, kinds[method]) if method in kinds else of(data, method, task, student)
+    if method in kinds:
+        return best(data, task, student, kinds[method])
+    if method not in TRIED or method == "KD":
+        return of(data, method.replace("KD, tuned", "tuned-KD"), task, student)
+    where = {"method": method, "args": {"student": student}}
+    return verdicts.tuned(data[data["task"] == task], where, tasks.get(task).verdict_metric)
+
+
+def trials(data: pd.DataFrame) -> pd.DataFrame:
+    """One row a task and method whose trials have all run: what they chose, what that gains on the held-out rows that
+    chose it, and what the method scores with it and without; then STARK less the method so tuned."""
+    rows = []
+    for name in task_names(data):
+        for method in TRIED:
+            student, metric = STUDENT_OF_TRIALS.get(method, "dropped"), tasks.get(name).verdict_metric
+            where = {"method": method, "args": {"student": student}}
+            chosen, held = verdicts.own(data[data["task"] == name], where, metric)
+            if chosen is None:
+                continue
+            taken = verdicts.tuned(data[data["task"] == name], where, metric)
+            rows.append({
+                "task": name, "method": method, "T ×": f"{chosen[0]:g}", "weight ×": f"{chosen[1]:g}",
+                "gain, held out": figures.number((held[chosen] - held[DEFAULT]) * 100, sign=True),
+                "default": text(of(data, method, name, student)["score"]), "tuned": text(taken["score"]),
+                "STARK less tuned": said(versus(best(data, name, student), taken)),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
