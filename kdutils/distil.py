@@ -115,7 +115,7 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     outcome, log, sums, stale = Outcome(steps=total, dtype=str(dtype).removeprefix("torch.")), [], {}, 0
     shown = progress and processes.first()  # where it is, TQDM_DISABLE still decides
     hidden = {} if shown else {"disable": True}
-    bar = tqdm(total=total, desc="steps", unit="step", leave=False, mininterval=1, **hidden)
+    bar = tqdm(total=total, desc="steps", unit="step", leave=False, mininterval=1, position=processes.line(), **hidden)
     started = time.perf_counter()
     worker.train()
     step = 0

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 
+from tqdm import tqdm
+
 from kdutils.records import Busy, Spec, Store, run_once
 
 Run = Callable[[Spec], dict]
@@ -110,8 +112,10 @@ def _keep(spec: Spec, outcome: dict | Exception, seconds: float, store: Store) -
     return "done", ""
 
 
-def _serve(pipe: connection.Connection, run: Run, packed: Packed | None, store: Store, per_gpu: int) -> None:
-    """A worker process: answers packs with an event of each spec until the other end is gone."""
+def _serve(pipe: connection.Connection, run: Run, packed: Packed | None, store: Store, per_gpu: int, lock) -> None:
+    """A worker process: answers packs with an event of each spec until the other end is gone. `lock` is for whoever
+    draws a bar."""
+    tqdm.set_lock(lock)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, but ending is the sweep's to decide
     _cap_memory(per_gpu)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -189,7 +193,9 @@ def local(
 ) -> Iterator[Event]:  # fmt: skip
     """Run `packs` in as many spawned processes as there are `environments`, each with those variables set; `packed`
     runs those of more than one spec. What is left of a pack whose worker was killed is tried again in two halves."""
-    slots = [_Slot(environment, run, packed, store, per_gpu) for environment in environments]
+    lock = _spawn.RLock()
+    tqdm.set_lock(lock)
+    slots = [_Slot(environment, run, packed, store, per_gpu, lock) for environment in environments]
     waiting, busy, deaths = deque(packs), deque(), Counter()
     try:
         while waiting or busy or any(slot.left for slot in slots):

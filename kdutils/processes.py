@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+LINE = "KDUTILS_LINE"  # environment variable: how far below the sweep's bar a worker of it shows its own
+
 
 def several() -> bool:
     """Whether `accelerate launch` (or torchrun) started more than one process."""
@@ -17,6 +19,11 @@ def several() -> bool:
 def first() -> bool:
     """Whether this is the first of them, or the only one."""
     return int(os.environ.get("RANK") or 0) == 0
+
+
+def line() -> int | None:
+    """The line of this process's progress bars; None where it may have the next free one."""
+    return int(os.environ[LINE]) if LINE in os.environ else None
 
 
 def state(cpu: bool):

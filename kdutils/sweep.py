@@ -21,6 +21,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -89,11 +90,13 @@ def environments(
         told = ", ".join(gpu or "''" for gpu in absent)
         raise ValueError(f"gpus: got {told}; allowed: {', '.join(here) or 'none'} (of this machine)")
     count = max(workers, len(found) * per_gpu)
-    shared = {"OMP_NUM_THREADS": str(threads or max(1, cores() // count)), "KDUTILS_RUNS": str(store.runs),
-              "TQDM_DISABLE": "1"}  # the sweep has the one progress line  # fmt: skip
-    if not found:
-        return [shared | ({} if gpus is None else {"CUDA_VISIBLE_DEVICES": ""})] * count
-    return [shared | {"CUDA_VISIBLE_DEVICES": found[i % len(found)]} for i in range(count)]
+    shared = {"OMP_NUM_THREADS": str(threads or max(1, cores() // count)), "KDUTILS_RUNS": str(store.runs)}
+    if not found and gpus is not None:
+        shared |= {"CUDA_VISIBLE_DEVICES": ""}
+    on_a_gpu = [{"CUDA_VISIBLE_DEVICES": found[i % len(found)]} if found else {} for i in range(count)]
+    # on a terminal the steps of each worker's run have a line below the sweep's
+    lines = [{processes.LINE: str(i + 1)} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"} for i in range(count)]
+    return [shared | gpu | line for gpu, line in zip(on_a_gpu, lines, strict=True)]
 
 
 def check(backend: str, retries: int, pack: int | str) -> None:
@@ -154,11 +157,16 @@ def run_sweep(
     pace = 0.5 if sys.stderr.isatty() else 30  # seconds between lines, which a log file keeps
     bar = tqdm(total=len(missing), desc="sweep", unit="run", smoothing=0, mininterval=pace,
                disable=not (progress and processes.first()))
+    planned, done = (Counter(spec.chapter for spec in some) for some in (missing, ()))
     with contextlib.closing(events), bar:
         for event in events:
             bar.write(_note(swept, store, *event), file=sys.stdout)
-            bar.set_postfix_str(event[0].chapter, refresh=False)
-            bar.update(event[1] != "retried")
+            chapter, counts = event[0].chapter, event[1] != "retried"
+            done[chapter] += counts
+            ended = sum(done[name] == runs for name, runs in planned.items())
+            of_all = f", {ended}/{len(planned)} chapters" if len(planned) > 1 else ""
+            bar.set_postfix_str(f"{chapter} {done[chapter]}/{planned[chapter]}{of_all}", refresh=False)
+            bar.update(counts)
     return swept
 
 

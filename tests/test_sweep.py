@@ -8,13 +8,13 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from kdutils import pools, sweep, wanted
+from kdutils import pools, processes, sweep, wanted
 from kdutils.records import Spec, Store
 from kdutils.sweep import run_sweep
 
@@ -170,6 +170,22 @@ def test_gpus_that_are_not_here_are_refused(here, monkeypatch, here_are, allowed
         sweep_it(SPECS, here, gpus=["1", "7"])
     assert str(error.value) == f"gpus: got 1, 7; allowed: {allowed} (of this machine)" and not here.runs.exists()
     assert sweep.environments(1, here_are, 1, 1, here)[0]["CUDA_VISIBLE_DEVICES"] == "".join(here_are[:1])
+
+
+def test_on_a_terminal_each_worker_has_a_line_for_its_steps(here, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    places = sweep.environments(3, [], 1, 1, here)
+    assert [place[processes.LINE] for place in places] == ["1", "2", "3"]
+    assert not any("TQDM_DISABLE" in place for place in places)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    assert {place["TQDM_DISABLE"] for place in sweep.environments(3, [], 1, 1, here)} == {"1"}
+
+
+def test_progress_names_the_chapters_and_their_runs(here, capsys):
+    specs = [*SPECS[:3], *(replace(spec, chapter="02_stark") for spec in SPECS[:2])]
+    sweep.run_sweep(specs, store=here, gpus=[], run=run, progress=True)
+    shown = capsys.readouterr().err
+    assert "01_pilot 3/3, 1/2 chapters" in shown and "02_stark 2/2, 2/2 chapters" in shown
 
 
 def test_visible_gpus_are_found(monkeypatch):
