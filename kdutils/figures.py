@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
 import math
 import re
 import textwrap
@@ -152,19 +153,28 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 
 
 NUMBER = re.compile(r"<td>(?=[^<]*\d)([^<A-Za-z]{1,28})</td>")  # a cell that is kept on one line
+FIRST = re.compile(r"(<tr>\s*)<td[^>]*>(.*?)</td>", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A captioned table: HTML on a page, plain text elsewhere."""
+    """A captioned table: HTML on a page, where rows that begin alike share their first cell; plain text elsewhere."""
 
     data: pd.DataFrame
     caption: str
 
     def _repr_html_(self) -> str:
         html = self.data.to_html(index=False, border=0, justify="left")
+        spans = [len(list(alike)) for _, alike in itertools.groupby(self.data.iloc[:, 0])]
+        if max(spans) > 1:
+            left = iter([span if i == 0 else 0 for span in spans for i in range(span)])
+            html = FIRST.sub(lambda row: row[1] + self._first(row[2], next(left)), html)
         html = NUMBER.sub(r'<td class="number">\1</td>', html)
         return html.replace("<thead>", f"<caption>{escape(self.caption)}</caption>\n<thead>", 1)
+
+    @staticmethod
+    def _first(text: str, span: int) -> str:
+        return f'<th scope="rowgroup" rowspan="{span}">{text}</th>' if span else ""
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.data.to_string(index=False)}"

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import matplotlib
 import pandas as pd
@@ -76,6 +77,17 @@ def test_a_table(shown):
     assert "<caption>A caption.</caption>" in html and "&lt;b&gt;" in html and "−1.25" in html
     assert html.index("<caption>") < html.index("<thead>") and html.count("–") == 1
     assert repr(made).splitlines()[0] == "A caption." and "−1.25" in repr(made) and " 3" in repr(made)
+
+
+def test_rows_that_begin_alike_share_their_first_cell(shown):
+    data = pd.DataFrame({"task": ["mrpc", "mrpc", "sst2", "mrpc"], "n": ["5", "6", "7", "8"]})
+    figures.table(data, "Runs.")
+    rows = ElementTree.fromstring(shown[0][0]._repr_html_()).findall("tbody/tr")
+    cells = [[(cell.tag, cell.get("rowspan"), cell.text) for cell in row] for row in rows]
+    assert cells == [[("th", "2", "MRPC"), ("td", None, "5")], [("td", None, "6")],
+                     [("th", "1", "SST-2"), ("td", None, "7")], [("th", "1", "MRPC"), ("td", None, "8")]]
+    figures.table(data.iloc[1:3], "Runs.")
+    assert "rowspan" not in shown[1][0]._repr_html_()
 
 
 def test_a_glued_number_is_what_myst_nb_reads(monkeypatch):

@@ -15,7 +15,7 @@ from kdutils.records import look_up
 MEASURES = ("score", "confidence", "entropy", "nll", "ece")
 NAMES = {"score": "score", "confidence": "confidence", "entropy": "entropy", "nll": "NLL", "ece": "ECE"}
 SHOWN = {"random_unstructured": (0.0, 0.05, 0.1), "random_structured": (0.3,)}  # amounts of the reliability diagram
-KIND = {"random_unstructured": "weights zeroed", "random_structured": "heads and neurons removed"}
+KIND = {"random_unstructured": "weights zeroed", "random_structured": "units removed"}
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
@@ -313,7 +313,8 @@ def reliability(data: pd.DataFrame, task: str):
 def reliability_in_words(data: pd.DataFrame, task: str) -> str:
     parts = [f"{title}: mean confidence {100 * (b['share'] * b['confidence']).sum():.1f} against accuracy "
              f"{100 * (b['share'] * b['accuracy']).sum():.1f}" for title, b in diagrams(data, task).items()]
-    return tables.listed(f"Reliability diagrams of {task}, accuracy over confidence.", parts, "No runs yet") + "."
+    lead = f"Reliability diagrams of {tasks.title(task)}, accuracy over confidence."
+    return tables.listed(lead, parts, "No runs yet") + "."
 
 
 def too_sure_in_words(data: pd.DataFrame, task: str) -> str:
