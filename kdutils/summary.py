@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ import pandas as pd
 from kdutils import claims as published
 from kdutils import experiments, figures, profiles, tasks, verdicts
 from kdutils.figures import DASH
-from kdutils.records import Store, repository, write_atomically
+from kdutils.records import Store, look_up, repository, write_atomically
 
 SAID = {  # of one claim, of several
     "holds": ("holds", "hold"), "contradicted": ("is contradicted", "are contradicted"),
@@ -95,13 +96,16 @@ def ruled_out(table: pd.DataFrame) -> tuple[int, int]:
     return sum(one != DASH for one in found), found.count("no, ours smaller")
 
 
-def reach(profile: str, data: pd.DataFrame) -> str:
-    """How many of the planned runs of each task are recorded."""
-    planned = {task: sum(len(set(experiments.plan(chapter, profile, task))) for chapter in experiments.CHAPTERS)
-               for task in profiles.task_names(profile)}  # fmt: skip
-    made = data["task"].value_counts()
-    each = ", ".join(f"{tasks.title(task)} {made.get(task, 0):,} of {n:,}" for task, n in planned.items())
-    return f"{len(data):,} of {sum(planned.values()):,} planned runs are made ({each})"
+def reach(profile: str, store: Store | None = None) -> str:
+    """How many of the runs that claims read are recorded, by task, and how many of all that are planned."""
+    planned = [spec for chapter in experiments.CHAPTERS for spec in dict.fromkeys(experiments.plan(chapter, profile))]
+    missing = set(look_up(planned, store)[1])
+    needed = verdicts.serving(planned)
+    every, made = (Counter(spec.task for spec in needed if spec not in some) for some in (set(), missing))
+    each = ", ".join(f"{tasks.title(task)} {made[task]:,} of {every[task]:,}" for task in profiles.task_names(profile)
+                     if every[task])  # fmt: skip
+    return (f"{made.total():,} of the {len(needed):,} runs that claims read are made ({each}), and with ablations, "
+            f"controls and further tasks {len(planned) - len(missing):,} of {len(planned):,}")
 
 
 def apart(parts: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -137,7 +141,7 @@ def summary(profile: str = "mini") -> str:
     alone = sum(len(on) == 1 for on in table["tasks"])
     lead = f"""Of {len(table)} claims at `{profile}`, {said(table)} ({each}). Undecided does not mean unknown:
 {compared} of those have a printed effect, and for {below} our interval excludes one as large. So far
-{reach(profile, data)}; {alone} claims rest on one task alone.
+{reach(profile, published_only)}; {alone} claims rest on one task alone.
 
 The headline claims, in points:
 

@@ -2,6 +2,7 @@
 
     python -m kdutils.sweep 02_stark --profile mini --dry-run                 what would run, and for how long
     python -m kdutils.sweep 02_stark 04_peakd --profile mini --task mrpc --seeds 0-4 --workers 2
+    python -m kdutils.sweep all --profile mini --claims                       what claims need, headline claims first
     python -m kdutils.sweep 05_knowledge_probes --profile mini --gpus 0,1 --per-gpu 8
     python -m kdutils.sweep 05_knowledge_probes --profile mini --shard 3/16   one of 16 SLURM array tasks
     python -m kdutils.sweep 05_knowledge_probes --profile mini --gpus 0 --pack auto    as many students at once as fit
@@ -203,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", metavar="A,B", help="default: every task of the profile")
     parser.add_argument("--method", metavar="A,B", help="default: all")
     parser.add_argument("--seeds", metavar="0-4,7", help="default: all")
+    parser.add_argument("--claims", action="store_true", help="what claims need, headline claims first; else all")
     parser.add_argument("--limit", type=int, metavar="N", help="run the first N of the missing runs only")
     parser.add_argument("--workers", default="1", metavar="N",
                         help="runs at a time, or auto (default: 1, or --per-gpu a GPU)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from kdutils import experiments, profiles, tasks
 from kdutils.experiments import stark
 from kdutils.experiments.stark_baselines import DEFAULT, best_own
 from kdutils.intervals import EMPTY, LEVEL, Estimate, correlation, holm, paired, pool_spreads, spread
-from kdutils.records import Store, frame, look_up
+from kdutils.records import Spec, Store, frame, look_up
 
 PAPER = "paper"  # as a claim's measure: the metric that the papers print
 FEWEST = 5  # seeds below which nothing is decided
@@ -46,6 +47,28 @@ def results(profile: str, store: Store | None = None) -> pd.DataFrame:
     specs = [spec for chapter in experiments.CHAPTERS for spec in experiments.plan(chapter, profile)]
     found, _ = look_up(specs, store)
     return frame(found) if found else pd.DataFrame(columns=["chapter", "task", "method", "seed", "seconds", "device"])
+
+
+def serving(specs: Iterable[Spec], book: dict | None = None) -> list[Spec]:
+    """Those of `specs` that claims read or choose by, on their own tasks and up to their planned seeds, in the order of
+    their worth: headline claims first, task by task, seed by seed."""
+    specs = list(specs)
+    table = pd.DataFrame([asdict(spec) | spec.args | {"at": i} for i, spec in enumerate(specs)])
+    order: dict[Spec, None] = {}
+    for claim in sorted((book or published.load())["claims"], key=lambda claim: not claim.get("headline", False)):
+        for task in claim["tasks"] if specs else ():
+            found = [_planned(table[(table["task"] == task)], claim[side], claim["seeds"]) for side in "ab"]
+            order |= dict.fromkeys(specs[i] for i in pd.concat(found).sort_values(["seed", "at"])["at"])
+    return list(order)
+
+
+def _planned(table: pd.DataFrame, where: dict[str, Any], seeds: int) -> pd.DataFrame:
+    """The specs that a side of a claim reads, with the trials or tuned runs that it may choose."""
+    names = [where["method"]]
+    if where.get("choose") == "trials":
+        names += [f"{stage}-{where['method']}" for stage in ("tune", "tuned")]
+    found = pd.concat([select(table, where | {"method": name}) for name in names])
+    return found[(found["seed"] < seeds) | found["method"].str.startswith("tune-")]
 
 
 def select(data: pd.DataFrame, where: dict[str, Any], **more: Any) -> pd.DataFrame:

@@ -90,6 +90,10 @@ def chosen(options: argparse.Namespace) -> list[Spec]:
         specs = _only("method", set(options.method.split(",")), specs)
     if options.seeds is not None:
         specs = _only("seeds", seeds_of(options.seeds), specs)
+    if options.claims:
+        from kdutils import verdicts
+
+        specs = verdicts.serving(dict.fromkeys(specs))
     return shard_of(dict.fromkeys(specs), options.shard)
 
 

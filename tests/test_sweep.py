@@ -188,6 +188,18 @@ def test_progress_names_the_chapters_and_their_runs(here, capsys):
     assert "01_pilot 3/3, 1/2 chapters" in shown and "02_stark 2/2, 2/2 chapters" in shown
 
 
+def test_claims_alone(here, monkeypatch):
+    """Of a chapter's plan, what claims read; what they do not (STARK at another lambda, RTE) is left out."""
+    monkeypatch.setenv("KDUTILS_RUNS", str(here.runs))
+    options = sweep._parser().parse_args(["02_stark", "--profile", "mini", "--task", "sst2,rte"])
+    every = wanted.chosen(options)
+    options.claims = True
+    found = wanted.chosen(options)
+    assert set(found) < set(every) and {spec.task for spec in found} == {"sst2"}
+    assert found[0].method == "KD" and not any(spec.args.get("lam") for spec in found)
+    assert any(spec.args.get("lam") for spec in every)
+
+
 def test_visible_gpus_are_found(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,7")
     assert sweep.gpus_here() == ["2", "7"]

@@ -12,6 +12,7 @@ from scipy import stats
 from kdutils import claims, experiments, figures, intervals, records, summary, verdicts
 from kdutils.experiments.stark_baselines import OWN
 from kdutils.pages import verdicts as verdict_page
+from kdutils.records import Spec
 from kdutils.store import Store
 
 RNG = np.random.default_rng(0)
@@ -239,6 +240,25 @@ def test_a_method_stands_at_what_its_trials_chose():
     assert set(verdicts.side(tried((0.5, 3.0), 0.5), TAKD, "matthews", "clean")["method"]) == {"TAKD"}  # all alike
     best, held = verdicts.own(data, TAKD, "matthews")
     assert best == (0.5, 3.0) and len(held) == 9 and held[1.0, 1.0] == 0.5
+
+
+def test_what_claims_read_comes_headline_first():
+    def spec(method, seed, task="mrpc", **args):
+        return Spec("02_stark", task, method, "mini", seed, args, {})
+
+    book = {"claims": [
+        {"tasks": ["mrpc"], "seeds": 1, "a": {"method": "TAKD", "choose": "trials"}, "b": {"method": "KD"}},
+        {"tasks": ["sst2", "mrpc"], "seeds": 2, "headline": True, "a": {"method": "STARK", "args": {"base": "KD"}},
+         "b": {"method": "KD", "args": {"student": "dropped"}}},
+    ]}  # fmt: skip
+    kd = {(task, seed): spec("KD", seed, task, student="dropped") for task in ("mrpc", "sst2") for seed in range(3)}
+    grid = [spec("STARK", seed, base="KD", sparsity=s) for s in (0.1, 0.2) for seed in (1, 0)]
+    trials = [spec("tune-TAKD", 100), spec("TAKD", 0), spec("tuned-TAKD", 0), spec("TAKD", 1)]
+    others = [spec("STARK", 0, base="PKD", sparsity=0.1), spec("KD", 0, "stsb", student="dropped")]
+    found = verdicts.serving([*others, *trials, *kd.values(), *grid], book)
+    assert found[:2] == [kd["sst2", 0], kd["sst2", 1]]  # the headline claim's tasks, in its order
+    assert found[2:8] == [kd["mrpc", 0], grid[1], grid[3], kd["mrpc", 1], grid[0], grid[2]]
+    assert set(found[8:]) == {trials[0], trials[1], trials[2]} and verdicts.serving([], book) == []
 
 
 def test_seeds_of_different_teachers_are_no_pairs():
