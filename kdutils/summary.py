@@ -96,6 +96,12 @@ def ruled_out(table: pd.DataFrame) -> tuple[int, int]:
     return sum(one != DASH for one in found), found.count("no, ours smaller")
 
 
+def softened(table: pd.DataFrame) -> int:
+    """How many contradicted claims have an interval that holds zero in the metric that the paper prints."""
+    found = table[table["verdict"] == "contradicted"]
+    return int(((found["like_low"] <= 0) & (found["like_high"] >= 0)).sum())
+
+
 def reach(profile: str, store: Store | None = None) -> str:
     """How many of the runs that claims read are recorded, by task, and how many of all that are planned."""
     planned = [spec for chapter in experiments.CHAPTERS for spec in dict.fromkeys(experiments.plan(chapter, profile))]
@@ -112,9 +118,11 @@ def apart(parts: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Both of `verdicts.verdicts(...)` as text, one row a claim and task: ours as judged there, n, the smallest effect
     that could have been seen, and the verdict that the task alone would give."""
     about = table.set_index("claim")
-    rows = [{"no.": about.loc[r.claim, "number"], "claim": about.loc[r.claim, "short"], "task": tasks.title(r.task),
-             "ours": interval(r.effect, r.low, r.high), "n": f"{r.n}/{r.planned}", "seen": figures.number(r.smallest),
-             "verdict": r.verdict} for r in parts.itertuples()]  # fmt: skip
+    rows = [{
+        "no.": about.loc[r.claim, "number"], "claim": about.loc[r.claim, "short"], "task": tasks.title(r.task),
+        "ours": interval(r.effect, r.low, r.high), "n": f"{r.n}/{r.planned}",
+        "seen": figures.number(about.loc[r.claim, "null"] + r.smallest), "verdict": r.verdict,
+    } for r in parts.itertuples()]  # fmt: skip
     return pd.DataFrame(rows, columns=["no.", "claim", "task", "ours", "n", "seen", "verdict"])
 
 
@@ -137,21 +145,18 @@ def summary(profile: str = "mini") -> str:
     lines = [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
     papers = published.load()["papers"]
     each = "; ".join(f"{papers[paper]['short']}: {said(part)}" for paper, part in table.groupby("paper", sort=False))
-    compared, below = ruled_out(table)
+    compared, excluded = ruled_out(table)
     alone = sum(len(on) == 1 for on in table["tasks"])
-    lead = f"""Of {len(table)} claims at `{profile}`, {said(table)} ({each}). Undecided does not mean unknown:
-{compared} of those have a printed effect, and for {below} our interval excludes one as large. So far
-{reach(profile, published_only)}; {alone} claims rest on one task alone.
+    below = f"""The headline claims, in points. *Paper*: the printed effect, in brackets on the tasks pooled here.
+*Ours, in its metric*: by the metric that the paper prints, with a 95 % interval; *ours smaller* (or *larger*) where
+that does not hold the paper's effect. *By task, as judged*: MRPC by Matthews correlation, which moves several times
+as far. *n*: seeds that all tasks have, of those planned; a verdict is provisional until they are there. †: it survives
+Holm's correction for testing all claims.
 
-The headline claims, in points:
-
-- *paper*: the printed effect, in brackets on the tasks that are pooled here;
-- *ours, in its metric*: by the metric that the paper prints, with a 95 % interval; *ours smaller* (or *larger*) where
-  that does not hold the paper's effect;
-- *by task, as judged*: MRPC by Matthews correlation, which moves several times as far;
-- *n*: seeds that all tasks have, of those planned. A verdict is provisional until they are there. †: it survives
-  Holm's correction for testing all claims."""
-    return "\n".join([lead, "", *lines])
+Of {len(table)} claims at `{profile}`, {said(table)} ({each}). Undecided does not mean unknown:
+{compared} of those have a printed effect, and for {excluded} our interval excludes one as large. So far
+{reach(profile, published_only)}; {alone} claims rest on one task alone."""
+    return "\n".join(["", *lines, "", below])
 
 
 def write_summary(path: Path, text: str) -> bool:

@@ -115,8 +115,8 @@ def listed(lead: str, parts: Iterable[str], none: str = "No runs yet.") -> str:
 
 def in_words(estimates: dict[str, Estimate], what: str = "Differences in score") -> str:
     """The same of a plot of differences."""
-    return listed(f"{what} with 95 % intervals, in points.",
-                  [f"{name}: {e['effect']:+.1f} ({e['n']} seeds)" for name, e in estimates.items()])
+    parts = [f"{name}: {figures.number(e['effect'], sign=True)} ({e['n']} seeds)" for name, e in estimates.items()]
+    return listed(f"{what} with 95 % intervals, in points.", parts)
 
 
 def clear(estimate: Estimate) -> bool:
@@ -125,12 +125,6 @@ def clear(estimate: Estimate) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
-
-
-def show_table(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
-    """`figures.table`; nothing where there are no rows."""
-    if len(data):
-        figures.table(data, caption, digits)
 
 
 def conclude(text: str) -> None:

@@ -15,12 +15,16 @@ from kdutils.params import check_glue
 from kdutils.records import Spec, Store, look_up
 
 GROUP = ("chapter", "profile", "task", "method")  # a line of the dry run
+MOST = 10_000  # seeds that a text may name: no plan has as many
+FEW = 5  # unknown values that a message names
+POSITIVE = ("depth", "max_length", "batch_size", "teacher_lr", "teacher_epochs", "lr", "epochs")  # settings above 0
 SIMILAR = (GROUP, ("chapter", "profile", "task"), ("profile", "task"), ("profile",))  # runs to estimate from
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is a whole number in the digits 0 to 9, which `int` and `str.isdigit` take others beside."""
-    return text.isascii() and text.isdecimal()
+    """Whether a text is a whole number in the digits 0 to 9, which `int` and `str.isdigit` take others beside, and has
+    no more of them than any number that is meant."""
+    return text.isascii() and text.isdecimal() and len(text) <= 18
 
 
 def shard_of(specs: Iterable[Spec], shard: str | None) -> list[Spec]:
@@ -34,13 +38,16 @@ def shard_of(specs: Iterable[Spec], shard: str | None) -> list[Spec]:
 
 
 def seeds_of(text: str) -> set[int]:
-    """The seeds that a text such as "0-4,7" names."""
+    """The seeds that a text such as "0-4,7" names; ValueError: it is no such text, or names more than `MOST`."""
     seeds = set()
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if not is_whole(first) or (dash and not (is_whole(last) and int(first) <= int(last))):
             raise ValueError(f"seeds: got {text!r}; allowed: numbers and ranges such as 0-4,7")
-        seeds |= set(range(int(first), int(last or first) + 1))
+        some = range(int(first), int(last or first) + 1)
+        if len(seeds) + len(some) > MOST:
+            raise ValueError(f"seeds: got {text!r}; allowed: at most {MOST} seeds")
+        seeds |= set(some)
     return seeds
 
 
@@ -64,15 +71,27 @@ def listed(path: str) -> list[Spec]:
 
 def _checked(spec: Spec) -> Spec:
     """The spec; ValueError where this code has no such chapter, profile or task, or a setting is of another type than
-    its default."""
+    its default or one that nothing can be trained with."""
     if spec.chapter not in experiments.CHAPTERS:
         raise ValueError(f"chapter: got {spec.chapter!r}; allowed: {', '.join(experiments.CHAPTERS)}")
     defaults = profiles.settings(spec.profile, spec.task)
     for name, value in spec.settings.items():
-        kind = type(getattr(defaults, name))
+        kind = float if name == "epochs" else type(getattr(defaults, name))  # some methods plan half an epoch
         allowed = {float: (int, float), tuple: list}.get(kind, kind)
         if isinstance(value, bool) or not isinstance(value, allowed):
             raise ValueError(f"{name}: got {value!r}; allowed: {kind.__name__}")
+    told = profiles.Settings(**spec.settings)
+    within = all(type(layer) is int and 1 <= layer <= told.depth for layer in told.layers)
+    rules = {name: (getattr(told, name) > 0, "numbers above 0") for name in POSITIVE} | {
+        "rows": (told.rows >= 0, "integers from 0"),
+        "held": (0 < told.held < 1, "numbers between 0 and 1"),
+        "precision": (told.precision in ("fp32", "bf16", "auto"), "fp32, bf16, auto"),
+        # a teacher's layers, which it does not read, are the default whatever its depth
+        "layers": (spec.method == "finetune" or told.layers and within, f"integers from 1 to {told.depth}"),
+    }
+    for name, (right, allowed) in rules.items():
+        if not right:
+            raise ValueError(f"{name}: got {getattr(told, name)!r}; allowed: {allowed}")
     return spec
 
 
@@ -101,7 +120,8 @@ def _only(option: str, values: set, specs: list[Spec]) -> list[Spec]:
     """The specs whose method or seed is one of `values`, each of which one must have."""
     found = [getattr(spec, option.removesuffix("s")) for spec in specs]
     if unknown := values - set(found):
-        raise ValueError(f"{option}: got {_commas(unknown)}; allowed: {_commas(set(found))}")
+        more = f" and {len(unknown) - FEW} more" if len(unknown) > FEW else ""
+        raise ValueError(f"{option}: got {_commas(sorted(unknown)[:FEW])}{more}; allowed: {_commas(set(found))}")
     return [spec for spec, value in zip(specs, found, strict=True) if value in values]
 
 

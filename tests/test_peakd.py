@@ -458,6 +458,25 @@ def test_what_a_method_is_made_of_is_told_by_parts():
                          "PTP's labels instead of the true ones)")
 
 
+def test_f1_hardly_tells_students_from_a_constant_answer():
+    rows = [fake(method, s, 0.3 + s / 100, best_dev_f1=f1 + s / 100) for s in range(5)
+            for method, f1 in (("PatientKD", 0.79), ("SPS-1", 0.80), ("SPS-2", 0.85))]
+    told = page.near_constant(page.measured(pd.DataFrame(rows)))
+    assert told.startswith("on mrpc 2 of this chapter's 3 kinds of students with five seeds cannot be told from a "
+                           "constant answer by f1 (81.2,") and "by matthews all of them can" in told
+    assert page.near_constant(page.measured(pd.DataFrame(rows[2::3]))) == "", "SPS-2 alone, which differs"
+
+
+def test_a_pooled_effect_is_told_by_task():
+    rows = [fake(method, s, score + s / 100) for s in range(5)
+            for method, score in (("PatientKD", 0.3), ("Pea-KD", 0.2 + s % 2 / 100))]
+    sst2 = [fake(method, s, 0.0, task="sst2", test_accuracy=score) for s in range(5)
+            for method, score in (("PatientKD", 0.80), ("Pea-KD", 0.81))]
+    data = page.measured(pd.DataFrame([*rows, *sst2]))
+    assert page.by_task(data, "peakd-beats-patient", "mini") == "MRPC −9.6 ± 0.7, SST-2 +1.0"
+    assert page.by_task(data, "sps-step-1", "mini") == figures.DASH
+
+
 def test_memory_is_that_of_the_newest_run_of_a_depth():
     rows = [fake("SPS-2", 0, 0.3, extra_activation_bytes=7e6), fake("Pea-KD", 0, 0.3, extra_activation_bytes=6e6),
             fake("PatientKD", 0, 0.3, extra_effective=3.0)]
@@ -472,6 +491,12 @@ def test_figures_have_one_line_a_start_and_a_panel_a_task():
     points = pd.DataFrame([{"task": task, "method": method, "seed": 0, "step": step, "loss": first / step}
                            for task, methods in (("mrpc", ("SPS-2", "Pea-KD")), ("sst2", ("SPS-2", "PTP-1")))
                            for method, first in zip(methods, (1.0, 2.0), strict=True) for step in (1, 2)])
+    ran = "begins at 2.00, higher than the 1.00 without it, and ends at 1.00, higher than the 0.50 without it"
+    assert page.began(points) == (f"on mrpc the mean loss with PTP (Pea-KD) {ran}; "
+                                  f"on sst2 the mean loss with PTP (PTP-1) {ran}")
+    level = points.assign(loss=points["loss"].where(points["step"] < 2, 0.51))
+    assert "ends at 0.51, within 10 % of the 0.51 without it" in page.began(level)
+    assert page.began(points[points["method"] == "SPS-2"]) == page.began(points[:0]) == ""
     told = page.ends(points)
     assert told.startswith("on mrpc the mean loss goes from 1.00 to 0.50 after SPS-2, 2.00 to 1.00 after Pea-KD; "
                            "it begins higher than SPS-2's after Pea-KD. On sst2")

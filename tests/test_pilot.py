@@ -121,6 +121,7 @@ def shown():
     """Three masks of 10 % on MRPC, and two pairs of students; numbers that are easy to follow."""
     def row(method, seed, score, amount=None, **more):
         test = {"test_matthews": score, "test_confidence": score + 0.3, "dev_f1": 0.8, "test_nll": 0.5}
+        test |= {"extra_majority_test_matthews": 0.0, "extra_majority_dev_f1": 0.812}
         return {"task": "mrpc", "method": method, "seed": seed, "amount": amount, **test, **more}
 
     rows = [row("random_unstructured", seed, 0.5, 0.0) for seed in range(3)]
@@ -138,14 +139,17 @@ def test_amounts_and_differences_by_hand(shown):
     assert table.loc["0 %", "score"] == "50.0" and table.loc["0 %", "n"] == "1"  # one dense teacher
     assert table.loc["10 %", "NLL"].startswith("0.50") and table.loc["10 %", "entropy"] == "–"
     assert table.loc["10 %", "paper's metric, dev"].startswith("80.0")
-    (lost,) = pilot_page.compared(shown).to_dict("records")
+    assert table["task"].unique().tolist() == ["mrpc: matthews, paper's f1"]
+    assert table.loc["constant answer", ["score", "paper's metric, dev", "n"]].tolist() == ["0.0", "81.2", "–"]
+    lost, least = pilot_page.compared(shown).to_dict("records")
     assert lost == {"what": "weights zeroed", "share": "10 %", "mrpc": f"−20.0 ± {half:.1f} (3)"}
+    assert least == {"what": "constant answer", "share": "–", "mrpc": "−50.0"}
 
 
 def test_students_are_paired_by_seed(shown):
     (name, found), = pilot_page.taught(shown).items()
     assert name == "MRPC, 10 % zeroed" and found["effect"] == pytest.approx((5 - 1) / 2) and found["n"] == 2
-    table = pilot_page.students(shown, "mini").set_index("zeroed")
+    table = pilot_page.students(shown).set_index("zeroed")
     assert table.loc["10 %", "students"].startswith("42.0") and table.loc["10 %", "agreement"].startswith("70.0")
     assert table.loc["10 %", "teacher"].startswith("25.0")  # of masks 0 and 1, which the two students had
     assert table.loc["0 %", "teacher"] == "50.0"
@@ -206,8 +210,9 @@ def test_a_page_without_runs_says_so(shown):
     assert pilot_page.reliability_in_words(only, "mrpc").endswith("No runs yet.")
     assert pilot_page.amounts(only, "random_structured").empty
     assert pilot_page.taught_in_words(only) == "Here: no runs yet."
-    assert pilot_page.compared(only).empty and pilot_page.students(only, "mini").empty
-    assert pilot_page.sizes(only, "mini")["millions"].tolist() == ["10.65", "–"]
+    assert pilot_page.compared(only).empty and pilot_page.students(only).empty
+    sizes = pilot_page.sizes(only)
+    assert sizes["millions"].tolist() == ["10.65", "–"] and sizes["score"].tolist() == ["50.0", "0.0"]
 
 
 # ------------------------------------------------------------------------------------------------------ smoke, trained

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kdutils import pools, processes, sweep, wanted
+from kdutils import experiments, pools, processes, profiles, sweep, wanted
+from kdutils.experiments import choices, common
 from kdutils.records import Spec, Store
 from kdutils.sweep import run_sweep
 
@@ -236,6 +237,30 @@ def test_a_store_or_a_source_that_cannot_be_used_stops_before_any_worker(here, m
     here.runs.symlink_to("/proc/nope/runs")
     with pytest.raises(ValueError, match="KDUTILS_RUNS: got .*; allowed: a folder that can be written"):
         sweep_it(specs[:1], here)
+
+
+def test_a_notebook_too_checks_them_before_it_trains(here, monkeypatch):
+    from kdutils import figures
+
+    monkeypatch.setattr(experiments, "run", None)
+    monkeypatch.setenv("KDUTILS_RUNS", str(here.runs))
+    monkeypatch.setenv("KDUTILS_GLUE", "/nope")
+    with pytest.raises(ValueError, match=r"KDUTILS_GLUE: got '/nope' for task 'rte' \(no such folder\)") as error:
+        figures.runs("01_pilot", "paper", "rte", train=True)
+    assert error.value._render_traceback_() == [str(error.value)] and not here.runs.exists()
+    monkeypatch.setenv("KDUTILS_RUNS", "/proc/nope")
+    with pytest.raises(ValueError, match="KDUTILS_RUNS: got '/proc/nope'; allowed: a folder that can be written"):
+        figures.runs("01_pilot", "smoke", train=True)
+
+
+def test_a_trial_s_student_tells_its_teacher(monkeypatch):
+    told = SimpleNamespace(teacher=None, settings=profiles.settings("smoke", "synthetic"), signals={"train": None},
+                           weights="abc")
+    monkeypatch.setattr(common, "bench", lambda spec: told)
+    monkeypatch.setattr("kdutils.bert.keep_layers", lambda *_: None)  # by name: workers import this module
+    monkeypatch.setattr(common, "distil_student", lambda *_: {"metrics": {}, "extra": {"steps": 5}})
+    made = choices.run(choices.plan_choice("smoke", "synthetic")[0])
+    assert made == {"metrics": {}, "extra": {"steps": 5, "teacher_weights": "abc"}}
 
 
 # Shards
@@ -531,6 +556,10 @@ def test_command_line_runs_reports_and_goes_on(command, tmp_path):
     (["01_pilot", "--seeds", "five"], "seeds: got 'five'; allowed: numbers and ranges"),
     (["01_pilot", "--seeds", "3-1"], "seeds: got '3-1'"),
     (["01_pilot", "--seeds", "2,7"], "seeds: got 7; allowed: 0, 1, 2, 3"),
+    (["01_pilot", "--seeds", "0-9999"], "seeds: got 4, 5, 6, 7, 8 and 9991 more; allowed: 0, 1, 2, 3"),
+    (["01_pilot", "--seeds", "0-10000"], "seeds: got '0-10000'; allowed: at most 10000 seeds"),
+    (["01_pilot", "--seeds", "0-6000,7000-12000"], "seeds: got '0-6000,7000-12000'; allowed: at most 10000 seeds"),
+    (["01_pilot", "--seeds", "9" * 5000], "seeds: got '999"),
     (["01_pilot", "--seeds", ""], "seeds: got ''; allowed: numbers and ranges"),
     (["01_pilot", "--seeds", "²"], "seeds: got '²'; allowed: numbers and ranges"),
     (["01_pilot", "--seeds", "0-²"], "seeds: got '0-²'; allowed: numbers and ranges"),
@@ -568,11 +597,23 @@ def test_bad_command_lines_get_one_line(in_process, tmp_path, arguments, line):
     ({"chapter": "99_none"}, "chapter: got '99_none'; allowed: 00_choices"),
     ({"profile": "big"}, "profile: got 'big'; allowed: smoke"),
     ({"task": "mrpc"}, "task: got 'mrpc' for profile 'smoke'; allowed: synthetic"),
-    ({"settings": {"epochs": "three"}}, "epochs: got 'three'; allowed: int"),
-    ({"settings": {"epochs": True}}, "epochs: got True; allowed: int"),
+    ({"settings": {"epochs": "three"}}, "epochs: got 'three'; allowed: float"),
+    ({"settings": {"epochs": True}}, "epochs: got True; allowed: float"),
+    ({"settings": {"batch_size": 0.5}}, "batch_size: got 0.5; allowed: int"),
     ({"settings": {"lr": "1e-4"}}, "lr: got '1e-4'; allowed: float"),
     ({"settings": {"layers": 3}}, "layers: got 3; allowed: tuple"),
     ({"settings": {"model": None}}, "model: got None; allowed: str"),
+    *[({"settings": {name: value}}, f"{name}: got {value!r}; allowed: numbers above 0)") for name, value in {
+        "teacher_epochs": 0, "epochs": -1, "lr": 0.0, "teacher_lr": -1e-4, "batch_size": 0, "max_length": 0, "depth": 0,
+    }.items()],
+    ({"settings": {"rows": -1}}, "rows: got -1; allowed: integers from 0)"),
+    ({"settings": {"held": 0.0}}, "held: got 0.0; allowed: numbers between 0 and 1)"),
+    ({"settings": {"held": 1}}, "held: got 1; allowed: numbers between 0 and 1)"),
+    ({"settings": {"precision": "fp16"}}, "precision: got 'fp16'; allowed: fp32, bf16, auto)"),
+    ({"settings": {"layers": [0, 1]}}, "layers: got [0, 1]; allowed: integers from 1 to 6)"),
+    ({"settings": {"layers": []}}, "layers: got []; allowed: integers from 1 to 6)"),
+    ({"settings": {"layers": [1.0]}}, "layers: got [1.0]; allowed: integers from 1 to 6)"),
+    ({"settings": {"layers": [1, 5], "depth": 4}}, "layers: got [1, 5]; allowed: integers from 1 to 4)"),
     ({"seed": -1}, "seed: got -1"), ("[" * 100_000, "maximum recursion"), ("{}", ""), ("5", ""),
 ], ids=lambda value: str(value)[:30])
 def test_bad_lines_of_a_list_are_named(in_process, tmp_path, change, line):
@@ -581,6 +622,12 @@ def test_bad_lines_of_a_list_are_named(in_process, tmp_path, change, line):
     code, out, err = in_process("--list", "list", "--dry-run")
     assert code == 2 and out == "" and err.count("\n") == 1
     assert err.startswith(f"list: got line 3 of list; allowed: a spec or record ({line}")
+
+
+def test_what_is_planned_may_stand_in_a_list():
+    specs = [spec for chapter in experiments.CHAPTERS for name in profiles.PROFILES
+             for spec in experiments.plan(chapter, name)]
+    assert [wanted._checked(spec) for spec in specs] == specs
 
 
 def test_a_list_s_lines_end_at_newlines_only_and_its_text_is_utf_8(in_process, tmp_path):

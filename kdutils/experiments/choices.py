@@ -116,4 +116,5 @@ def run(spec: Spec) -> dict:
         return pilot.finetuned(spec)[1]
     made = common.bench(spec)
     student = bert.keep_layers(made.teacher, made.settings.layers)
-    return common.distil_student(made, student, distil.stark_kd(made.signals["train"], made.settings.tau), spec.seed)
+    outcome = common.distil_student(made, student, distil.stark_kd(made.signals["train"], made.settings.tau), spec.seed)
+    return outcome | {"extra": outcome["extra"] | {"teacher_weights": made.weights}}

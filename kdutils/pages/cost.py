@@ -12,7 +12,9 @@ from kdutils import figures, tasks
 from kdutils.records import Record, Store, repository
 
 FIRST = ("chapter", "what", "batch", "reference loop", "seconds", "cpu seconds", "seeds", "reference", "its error",
-         "runs", "hours")  # columns of a table
+         "ours", "our error", "runs", "hours")  # columns of a table
+HEADS = {"reference / it": "official loop / it", "reference / it, cpu": "official loop / it, cpu",
+         "reference loop": "official loop", "reference": "official loop"}  # records say reference for it
 
 
 def benchmarks(path: Path | None = None) -> list[dict]:
@@ -39,10 +41,15 @@ def show(found: list[dict], part: str, caption: str, digits: int = 2) -> None:
     for record in of(found, part):
         of_task = f" ({record['task']})" if record["task"] else ""
         rows = pd.DataFrame(record["rows"])
-        rows = rows.astype({name: int for name in rows if name.endswith("hours")})  # estimates of thousands
+        for name in rows:
+            if name.endswith("hours") or name.startswith(("at once", "minutes")):  # estimates, and counts
+                rows[name] = rows[name].round().astype("Int64")
+            elif name.endswith("seconds"):  # a difference of times may come out below nothing
+                rows[name] = rows[name].clip(lower=0)
         first = [name for name in FIRST if name in rows]
         about = f"{caption}{of_task}: {place(record)}, {record['dtype']}"
-        figures.table(rows[[*first, *rows.columns.drop(first)]], about, digits)
+        rows = rows.replace({"what": {"reference loop": "official loop"}}) if "what" in rows else rows
+        figures.table(rows[[*first, *rows.columns.drop(first)]].rename(columns=HEADS), about, digits)
 
 
 def value(record: dict, what: str, column: str) -> float | None:
@@ -71,7 +78,7 @@ class Target:
 
 
 TARGETS = (
-    Target("reference loop's epoch over ours", "training", "ours", "reference / it", 10, True),
+    Target("official loop's epoch over ours", "training", "ours", "reference / it", 10, True),
     Target("Trainer's epoch over ours", "training", "ours", "Trainer / it", 5, True),
     Target("both loops' students apart (the verdicts' metric, test), in standard errors", "quality", "test {metric}",
            "difference / error", 1, False),
@@ -123,7 +130,7 @@ def steps(found: list[dict]) -> None:
 def _bars(ax, record: dict) -> None:
     names, left = ("reference loop", "ours"), [0.0, 0.0]
     *rows, whole = sorted(record["rows"], key=lambda row: row["what"] == "whole step")
-    labels = [f"{name}\n{whole[name]:.0f} ms" for name in names]
+    labels = [f"{HEADS.get(name, name)}\n{whole[name]:.0f} ms" for name in names]
     for i, row in enumerate(rows):
         widths = [100 * row[name] / whole[name] for name in names]
         colour = figures.COLOURS[i % len(figures.COLOURS)]
@@ -140,7 +147,7 @@ def in_words(record: dict) -> str:
     spent = {row["what"]: row for row in record["rows"]}
     whole = spent.pop("whole step")
     parts = "; ".join(f"{name} {row['reference loop']:.0f} and {row['ours']:.0f}" for name, row in spent.items())
-    return (f"Milliseconds of a step in the reference loop and in ours, {whole['reference loop']:.0f} and "
+    return (f"Milliseconds of a step in the official loop and in ours, {whole['reference loop']:.0f} and "
             f"{whole['ours']:.0f} in all: {parts}.")
 
 

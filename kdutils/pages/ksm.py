@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 
 import numpy as np
@@ -78,9 +79,35 @@ def _marks(data: pd.DataFrame) -> pd.DataFrame:
 
 def against(data: pd.DataFrame) -> dict[str, dict]:
     """Soft KSM minus each rival, paired by seed: the mean over tasks that can decide, or the one task's, by rival."""
+    return tables.overall(_from_rivals(data))
+
+
+def _from_rivals(data: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
+    """Soft KSM minus each rival by task, of those that can decide, and seed."""
     names = [n for n in task_names(data) if (data["profile"].iloc[0], n) not in verdicts.CANNOT_DECIDE]
-    return tables.overall({rival: {n: by_seed(of(data, "KSM-soft", n), of(data, rival, n)) for n in names}
-                           for rival in METHODS if rival != "KSM-soft"})
+    return {rival: {n: by_seed(of(data, "KSM-soft", n), of(data, rival, n)) for n in names}
+            for rival in METHODS if rival != "KSM-soft"}
+
+
+def places(data: pd.DataFrame) -> str:
+    """The tasks of `against`, see `where`: those that have five seeds, or else those with any."""
+    found = {}
+    for rival, by_task in _from_rivals(data).items():
+        seeds = {name: len(values) for name, values in by_task.items() if len(values)}
+        enough = [name for name, n in seeds.items() if n >= verdicts.FEWEST]
+        if seeds:
+            found[rival] = ", ".join(enough or seeds)
+    return where(found)
+
+
+def where(found: dict[str, str]) -> str:
+    """On which tasks soft KSM is held against what, from the tasks by rival: the tasks alone where all have the same.
+    """
+    by_tasks = {}
+    for rival, names in found.items():
+        by_tasks.setdefault(names, []).append(rival)
+    told = by_tasks if len(by_tasks) < 2 else [f"{names} (from {', '.join(some)})" for names, some in by_tasks.items()]
+    return readable("; ".join(told)) or figures.DASH
 
 
 def ablations(data: pd.DataFrame) -> pd.DataFrame:
@@ -129,19 +156,20 @@ def thresholds(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def transfers(data: pd.DataFrame) -> pd.DataFrame:
-    """Soft KSM's student under its own selector and under foreign ones."""
+    """Soft KSM's student under its own selector and under foreign ones. Where the selector was trained with students of
+    the usual depth, the student under it has another, and stands beside one of that depth under its own."""
     rows = []
     for name in task_names(data):
         layers = other(data, name)
         kinds = {"its own": of(data, "KSM-soft", name),
                  "the next seed's": of(data, "transfer", name, source="seed"),
                  f"{ksm.SOURCES.get(name)}'s": of(data, "transfer", name, source="task")}
-        if layers:
+        kinds = {label: runs for label, runs in kinds.items() if len(runs)}
+        deeper = of(data, f"transfer-{layers}L", name, layers=layers, source="depth") if layers else ()
+        if len(deeper):
             kinds |= {f"its own, {layers} layers": of(data, f"KSM-soft-{layers}L", name, layers=layers),
-                      f"the usual depth's, {layers} layers": of(data, f"transfer-{layers}L", name, layers=layers,
-                                                                source="depth")}
-        rows += [{"task": name, "selector": label, "score": text(runs["score"])} for label, runs in kinds.items()
-                 if len(runs)]
+                      f"the usual depth's, {layers} layers": deeper}
+        rows += [{"task": name, "selector": label, "score": text(runs["score"])} for label, runs in kinds.items()]
     return pd.DataFrame(rows)
 
 
@@ -185,7 +213,8 @@ def costs(data: pd.DataFrame) -> pd.DataFrame:
             if len(runs):
                 first, second = runs["extra_ksm_seconds"].median(), runs["extra_distil_seconds"].median()
                 rows.append({"task": name, "method": method, "vanilla KD, s": plain,
-                             "episodes": f"{runs['extra_episodes_run'].mean():.1f}", "stage one, s": first,
+                             "episodes": f"{runs['extra_episodes_run'].mean():.1f}".removesuffix(".0"),
+                             "stage one, s": first,
                              "stage two, s": second, "times vanilla KD": (first + second) / plain, "n": len(runs)})
     return pd.DataFrame(rows)
 
@@ -247,6 +276,23 @@ def movement(data: pd.DataFrame) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------------------------------------------------- conclusions
+
+
+def untrained(data: pd.DataFrame) -> str:
+    """What random soft actions score above vanilla KD, paired by seed, on the tasks where that is clear of zero: in the
+    verdicts' metric and in the paper's."""
+    told = []
+    for name in task_names(data):
+        sides = of(data, "Random-Soft", name), of(data, "vanilla-KD", name)
+        gain, metric = versus(*sides), tasks.get(name).metrics[0]
+        if clear(gain):
+            papers = versus(*sides, f"papers_{metric}") if f"papers_{metric}" in data else {"n": 0}
+            told.append(f"on {name} Random-Soft less vanilla KD is {said(gain)} points of "
+                        f"{tasks.get(name).verdict_metric}"
+                        + (f" and, by the paper's measure, {said(papers)} of {metric}" if papers["n"] else ""))
+    end = ("; it has no actor, and other losses and weights than vanilla KD, so that what KSM gains there is to be "
+           "read against Random-Soft")
+    return "; ".join(told) + end if told else ""
 
 
 def mostly_within(table: pd.DataFrame) -> str:
@@ -336,9 +382,10 @@ def selective(table: pd.DataFrame) -> str:
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
-def differences(estimates: dict[str, dict]):
-    """A row an estimate of `against`, with its interval."""
-    return figures.differences(estimates, "soft KSM minus the row, points", 0.8 + 0.35 * max(len(estimates), 2))
+def differences(estimates: dict[str, dict], on: str):
+    """A row an estimate of `against`, with its interval; `on` are its `places`."""
+    label = f"soft KSM minus the row, points, on {on}"
+    return figures.differences(estimates, textwrap.fill(label, 76), 0.8 + 0.35 * max(len(estimates), 2))
 
 
 def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str):

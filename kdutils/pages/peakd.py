@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator
 
-from kdutils import figures, tables, tasks, verdicts
+from kdutils import claims, figures, tables, tasks, verdicts
 from kdutils.experiments.peakd import THRESHOLD
 from kdutils.records import Record
 
@@ -20,6 +20,8 @@ DEPTH = ("PatientKD", "SPS-2", "Pea-KD")  # methods compared at several depths a
 MARKED = {"score": "", "paper": "paper_"}  # measures that the teacher and a constant answer have too, by prefix
 LABELS = ("sure, right", "unsure, right", "sure, wrong", "unsure, wrong")
 PTP = ("PTP-1", "PTP-2", "Pea-KD", "PTP-slow", "PTP-long", "PTP-crossfit")  # at the usual threshold
+DRAWN = ("SPS-2", "extra-finetune", "Pea-KD", "PTP-slow")  # the starts whose curves are drawn
+NEAR = 0.1  # share of a loss within which others are told to be near it
 MARGIN = 0.02  # of cross-entropy, by which PTP has to do better than the shares of its labels
 # What two methods differ in -> the two, of which the first has it.
 SHARING = {"running the layers twice": ("SPS-1", "PatientKD"), "exchanging queries and keys": ("SPS-2", "SPS-1"),
@@ -72,6 +74,39 @@ def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", 
     has = (made != figures.DASH).loc[list(methods)]
     known = [name for name in made.index if name not in has.index or has.loc[name].any()] if has.any(axis=None) else []
     return made.loc[known, has.columns[has.any()]].rename_axis("method").reset_index()
+
+
+def near_constant(data: pd.DataFrame) -> str:
+    """On tasks whose paper measure is F1, how many kinds of students (usual depth and start, five seeds) a constant
+    answer is like, as it lies within their 95 % interval: by F1 and by the verdicts' metric. Nothing where most differ
+    from it by F1."""
+    told = []
+    usual = data[data["layers"].isna() & data["init"].isna() & ~data["method"].str.startswith("tune-")]
+    for name, some in usual.groupby("task", sort=False):
+        task = tasks.get(name)
+        groups = [found for _, found in some.groupby("method") if len(found) >= verdicts.FEWEST]
+
+        def like(measure, prefix, groups=groups):
+            found = ((figures.interval(100 * part[measure]), 100 * part[f"{prefix}majority"].mean()) for part in groups)
+            return sum(abs(mean - constant) <= half for (mean, half, _), constant in found)
+
+        near, other = like("paper", "paper_"), like("score", "")
+        if task.metrics[0] == "f1" and other < near and 2 * near > len(groups):
+            constant = tables.marks(some, "paper_")["constant answer"]
+            most = f"all but {other}" if other else "all"
+            told.append(f"on {name} {near} of this chapter's {len(groups)} kinds of students with five seeds cannot be "
+                        f"told from a constant answer by f1 ({constant}, within their 95 % intervals), so that this "
+                        f"column says little; by {task.verdict_metric} {most} of them can, and that is the measure to "
+                        "read")
+    return "; ".join(told)
+
+
+def by_task(data: pd.DataFrame, claim: str, profile: str) -> str:
+    """The effect of a claim, in points, on each of the tasks that are pooled for it."""
+    (about,) = (c for c in claims.load()["claims"] if c["id"] == claim)
+    *rows, found = verdicts.judge(data, about, profile)
+    told = [f"{row['task']} {tables.said(row).rpartition(' (')[0]}" for row in rows if row["task"] in found["tasks"]]
+    return tables.readable(", ".join(told)) or figures.DASH
 
 
 def differences(data: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
@@ -227,6 +262,29 @@ def curves(records: Iterable[Record], methods: Iterable[str]) -> pd.DataFrame:
     found = found[2 * seeds >= seeds.groupby(found["task"]).transform("max")]
     ran = found.groupby(["task", "seed"])["method"].transform("nunique")
     return found[ran == found.groupby("task")["method"].transform("nunique")].reset_index(drop=True)
+
+
+def began(points: pd.DataFrame) -> str:
+    """How the first and the last loss of `curves` after the variants of PTP compare with those of SPS-2, by task."""
+    told = []
+    for name, some in points.groupby("task", sort=False):
+        means = some.pivot_table(index="step", columns="method", values="loss")
+        variants = [method for method in PTP if method in means]
+        if variants and "SPS-2" in means:
+            first, last = (_beside(means.iloc[i][variants], means.iloc[i]["SPS-2"]) for i in (0, -1))
+            told.append(f"on {name} the mean loss with PTP ({', '.join(variants)}) begins {first} without it, and ends "
+                        f"{last} without it")
+    return "; ".join(told)
+
+
+def _beside(losses: pd.Series, plain: float) -> str:
+    low, high = losses.min(), losses.max()
+    if max(high - plain, plain - low) <= NEAR * plain:
+        word = f"within {100 * NEAR:.0f} % of"
+    else:
+        word = "higher than" if low > plain else "lower than" if high < plain else "partly above and partly below"
+    shown = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
+    return f"at {shown}, {word} the {plain:.2f}"
 
 
 def ends(points: pd.DataFrame) -> str:

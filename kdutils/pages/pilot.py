@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullLocator
 
-from kdutils import claims, figures, profiles, tables, tasks, verdicts
+from kdutils import claims, figures, profiles, tables, tasks
 from kdutils.experiments import choices as trials
 from kdutils.records import look_up
 
 MEASURES = ("score", "confidence", "entropy", "nll", "ece")
 NAMES = {"score": "score", "confidence": "confidence", "entropy": "entropy", "nll": "NLL", "ece": "ECE"}
 SHOWN = {"random_unstructured": (0.0, 0.05, 0.1), "random_structured": (0.3,)}  # amounts of the reliability diagram
+PAPERS = "paper's metric, dev"
 KIND = {"random_unstructured": "weights zeroed", "random_structured": "units removed"}
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
     """`tables.measured` with confidence, entropy, nll and ece where the score is read (NaN for a regression), and
-    `paper`, the paper's metric on dev."""
+    `paper`, the paper's metric on dev, and a constant answer's."""
     calibration = {name: f"{{split}}_{name}" for name in MEASURES[1:]}
-    return tables.measured(frame, ("amount", "layers", "size"), paper="dev_{paper}", **calibration)
+    return tables.measured(frame, ("amount", "layers", "size"), paper="dev_{paper}",
+                           paper_majority="extra_majority_dev_{paper}", **calibration)
 
 
 def masks(data: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -52,18 +54,17 @@ def judged(data: pd.DataFrame, profile: str) -> pd.DataFrame:
     return tables.judged(data, "01_pilot", profile).join(pd.DataFrame.from_dict(planned, orient="index"))
 
 
-def constant(profile: str) -> dict[tuple[str, str], float]:
-    """Points of a constant answer by (task, "score" or "paper"), from any record of the task that holds them."""
-    found = verdicts.results(profile)
-    values = {}
-    for name in profiles.task_names(profile):
-        task, rows = tasks.get(name), found[found["task"] == name] if len(found) else found
-        columns = {"score": [f"extra_majority_{split}_{task.verdict_metric}" for split in ("test", "dev")],
-                   "paper": [f"extra_majority_dev_{task.metrics[0]}"]}
-        for kind, options in columns.items():
-            known = [rows[c].dropna().iloc[0] for c in options if c in rows and rows[c].notna().any()]
-            values[name, kind] = 100 * known[0] if known else math.nan
-    return values
+def constant(data: pd.DataFrame, task: str) -> dict[str, str]:
+    """What a constant answer scores on a task, in points, under the names of the measures."""
+    rows = data[data["task"] == task]
+    found = {"score": rows["majority"].mean(), "paper": rows["paper_majority"].mean()}
+    return {name: figures.number(100 * value) for name, value in found.items()}
+
+
+def headed(task: str) -> str:
+    """A task with its score's metric and, where it is another, the paper's."""
+    score, paper = tasks.get(task).verdict_metric, tasks.get(task).metrics[0]
+    return f"{task}: {score}" + (f", paper's {paper}" if paper != score else "")
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -78,21 +79,19 @@ def _means(runs: pd.DataFrame, names: tuple[str, ...] = MEASURES) -> dict[str, s
     return {NAMES.get(name, name): value for name, value in text.items()} | {"n": str(len(runs))}
 
 
-def sizes(data: pd.DataFrame, profile: str) -> pd.DataFrame:
+def sizes(data: pd.DataFrame) -> pd.DataFrame:
     """One row a task and size, the largest first: parameters of the encoder in millions, score, the paper's metric on
     dev and confidence; then what a constant answer scores."""
-    rows, floor = [], constant(profile)
+    rows = []
     for task, part in data[data["method"] == "finetune"].groupby("task", sort=False):
         for _, runs in sorted(part.groupby("extra_encoder"), reverse=True):
             first = runs.iloc[0]
             count = int(first["layers"])
             who = f"{count} layer{'s' * (count > 1)}" + (f" ({first['size']})" if pd.notna(first["size"]) else "")
-            rows.append({"task": task, "model": who, "millions": f"{first['extra_encoder'] / 1e6:.2f}"}
+            rows.append({"task": headed(task), "model": who, "millions": f"{first['extra_encoder'] / 1e6:.2f}"}
                         | _means(runs, ("score", "paper", "confidence")))
-        values = {kind: figures.number(floor[task, kind]) for kind in ("score", "paper")}
-        rows.append({"task": task, "model": "constant answer"} | values)
-    names = {"paper": "paper's metric, dev"}
-    return pd.DataFrame(rows).fillna(figures.DASH).rename(columns=names)
+        rows.append({"task": headed(task), "model": "constant answer"} | constant(data, task))
+    return pd.DataFrame(rows).fillna(figures.DASH).rename(columns={"paper": PAPERS})
 
 
 def sparsified(data: pd.DataFrame, method: str) -> pd.DataFrame:
@@ -103,11 +102,13 @@ def sparsified(data: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def amounts(data: pd.DataFrame, method: str) -> pd.DataFrame:
-    """One row a task and amount: every measure over the masks."""
-    rows = [{"task": task, "share": f"{100 * amount:g} %"} | _means(part, ("paper", *MEASURES))
-            for task, runs in sparsified(data, method).groupby("task", sort=False)
-            for amount, part in runs.groupby("amount")]
-    return pd.DataFrame(rows).rename(columns={"paper": "paper's metric, dev"})
+    """One row a task and amount: every measure over the masks; then a constant answer's."""
+    rows = []
+    for task, runs in sparsified(data, method).groupby("task", sort=False):
+        rows += [{"task": headed(task), "share": f"{100 * amount:g} %"} | _means(part, ("paper", *MEASURES))
+                 for amount, part in runs.groupby("amount")]
+        rows.append({"task": headed(task), "share": "constant answer"} | constant(data, task))
+    return pd.DataFrame(rows).fillna(figures.DASH).rename(columns={"paper": PAPERS})
 
 
 def honesty_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
@@ -127,7 +128,8 @@ def honesty_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
 
 
 def compared(data: pd.DataFrame) -> pd.DataFrame:
-    """What each kind and share of sparsity takes off the dense teacher's score, in points, by task."""
+    """What each kind and share of sparsity takes off the dense teacher's score, in points, by task; last what a
+    constant answer lacks of it."""
     rows = []
     for method, kind in KIND.items():
         runs = masks(data, method)
@@ -136,6 +138,9 @@ def compared(data: pd.DataFrame) -> pd.DataFrame:
                     for task, some in part.groupby("task", sort=False)}
             rows.append({"what": kind, "share": f"{100 * amount:g} %"}
                         | {task: tables.said(found) for task, found in lost.items()})
+    dense = data[(data["method"] == "random_unstructured") & (data["amount"] == 0)].groupby("task", sort=False)
+    least = {task: figures.number(100 * (runs["majority"] - runs["score"]).mean(), sign=True) for task, runs in dense}
+    rows += [{"what": "constant answer"} | least] if rows else []
     return pd.DataFrame(rows).fillna(figures.DASH)
 
 
@@ -150,19 +155,20 @@ def taught(data: pd.DataFrame) -> dict[str, dict]:
     return found
 
 
-def students(data: pd.DataFrame, profile: str) -> pd.DataFrame:
+def students(data: pd.DataFrame) -> pd.DataFrame:
     """One row a task and amount: students' score, their agreement with the dense teacher, the score of the teachers
     that taught them (under their masks); then a constant answer's."""
-    rows, floor = [], constant(profile)
+    rows = []
     found, teachers = data[data["method"] == "distil_from_sparse"], masks(data, "random_unstructured")
     for task, part in found.groupby("task", sort=False):
+        first = {"task": f"{task}: {tasks.get(task).verdict_metric}"}
         for amount, runs in part.groupby("amount"):
             own = teachers[(teachers["task"] == task) & (teachers["amount"] == amount)]
             own = own[own["seed"].isin(runs["seed"])] if amount else own.head(1)
             taught, teacher = _means(runs, ("score", "agreement")), _means(own, ("score",))
-            rows.append({"task": task, "zeroed": f"{100 * amount:g} %", "students": taught["score"],
+            rows.append(first | {"zeroed": f"{100 * amount:g} %", "students": taught["score"],
                          "agreement": taught["agreement"], "n": taught["n"], "teacher": teacher["score"]})
-        rows.append({"task": task, "zeroed": "constant answer", "students": figures.number(floor[task, "score"])})
+        rows.append(first | {"zeroed": "constant answer", "students": constant(data, task)["score"]})
     columns = ["task", "zeroed", "students", "agreement", "n", "teacher"]
     return pd.DataFrame(rows, columns=columns).fillna(figures.DASH)
 
@@ -219,24 +225,25 @@ def _short(value: float) -> str:
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
-def _pair(data: pd.DataFrame, x: str, label: str):
-    """Score and confidence over `x`: means with their intervals for each task that has two values or more, joined from
-    three on."""
+def _over(data: pd.DataFrame, x: str, label: str, names: Sequence[str], err_style: str):
+    """The measures `names` over `x`, a panel each: means with their intervals for each task that has two values or
+    more, joined from three on."""
     data = data[data.groupby("task")[x].transform("nunique") > 1]
     if data.empty:
         return figures.placeholder()
-    fig, axes = figures.panels(2)
+    fig, axes = figures.panels(2, len(names) // 2)
     order = list(dict.fromkeys(data["task"]))
-    for axis, name in zip(axes, ("score", "confidence"), strict=True):
+    for axis, name in zip(axes, names, strict=True):
         known = data[data[name].notna()]
         if len(known):
-            figures.curve(axis, known, x, name, "task", hue_order=order, err_style="bars")
+            figures.curve(axis, known, x, name, "task", hue_order=order, err_style=err_style)
             for line in axis.lines:
                 if len(set(line.get_xdata())) < 3:  # two points are no curve
                     line.set_linestyle("")
         else:
             figures.nothing([axis], "no probabilities")
-        axis.set(xlabel=label, ylabel=f"{NAMES[name]}, points")
+        unit = "points" if figures.scale(name) == 100 else "nats"
+        axis.set(xlabel=label, ylabel=f"{NAMES[name]}, {unit}")
     handles, labels = axes[0].get_legend_handles_labels()
     for axis in axes:
         if axis.get_legend():
@@ -248,7 +255,8 @@ def _pair(data: pd.DataFrame, x: str, label: str):
 def over_sizes(data: pd.DataFrame):
     """Score and confidence of the fine-tuned models over their encoders' parameters, in millions, on a log axis."""
     runs = sized(data)
-    fig, ticks = _pair(runs, "millions", "encoder parameters, millions"), sorted(set(runs["millions"].round(3)))
+    ticks = sorted(set(runs["millions"].round(3)))
+    fig = _over(runs, "millions", "encoder parameters, millions", MEASURES[:2], "bars")
     for axis in fig.axes if len(ticks) > 1 else ():
         axis.set_xscale("log")
         axis.xaxis.set_minor_locator(NullLocator())
@@ -257,13 +265,15 @@ def over_sizes(data: pd.DataFrame):
 
 
 def over_amounts(data: pd.DataFrame, method: str):
-    """The teacher's score and confidence over the share of weights zeroed, or of units removed, in percent."""
+    """The teacher's score, confidence, NLL and ECE over the share of weights zeroed, or of units removed, in percent,
+    with bands over masks."""
     runs = sparsified(data, method)
-    return _pair(runs.assign(share=100 * runs["amount"].astype(float)), "share", f"{KIND[method]}, %")
+    shares = runs.assign(share=100 * runs["amount"].astype(float))
+    return _over(shares, "share", f"{KIND[method]}, %", ("score", "confidence", "nll", "ece"), "band")
 
 
 def in_words(data: pd.DataFrame, by: str, what: str) -> str:
-    """What `_pair` shows: score and confidence at both ends, for each task that has two."""
+    """What `_over` shows: score and confidence at both ends, for each task that has two."""
     said = []
     for task, part in data[data["score"].notna()].groupby("task", sort=False):
         if part[by].nunique() < 2:
@@ -304,7 +314,7 @@ def reliability(data: pd.DataFrame, task: str):
         axis.plot([0, 100], [0, 100], color="#888888", linewidth=1)
         axis.plot(100 * bars["confidence"], 100 * bars["accuracy"], color=figures.COLOURS[0], linewidth=1)
         axis.scatter(100 * bars["confidence"], 100 * bars["accuracy"], s=400 * bars["share"], color=figures.COLOURS[0])
-        axis.set_title(title.replace(" heads", "\nheads").replace(" weights", "\nweights"), fontsize=9)
+        axis.set_title(title.replace(" units", "\nunits").replace(" weights", "\nweights"), fontsize=9)
         axis.set(xlim=(45, 102), ylim=(-3, 103), xlabel="confidence, %")
     axes[0].set_ylabel("accuracy, %") if found else figures.nothing(axes[:1])
     return fig

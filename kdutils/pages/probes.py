@@ -17,6 +17,7 @@ TYPES = ("FinK", "ResK", "FeaK", "RelK")
 RANDOM = ("Random-All", "Random-One")
 POLICIES = (*RANDOM, "fixed-seed")
 THIRDS = ("first", "second", "last")
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -72,9 +73,16 @@ def magnitudes(data: pd.DataFrame) -> pd.DataFrame:
             continue
         sizes = {kind: np.mean(list(some[f"extra_sizes_{kind}"]), axis=0) for kind in TYPES}
         total = sum(first for first, _ in sizes.values())
-        rows += [{"task": name, "type": kind, "first steps": f"{first:.2g}", "last steps": f"{last:.2g}",
-                  "share at the start": f"{first / total:.1e}"} for kind, (first, last) in sizes.items()]
+        rows += [{"task": name, "type": kind, "first steps": size(first), "last steps": size(last),
+                  "share at the start": size(first / total)} for kind, (first, last) in sizes.items()]
     return pd.DataFrame(rows)
+
+
+def size(value: float) -> str:
+    """A number of any size in two digits: 1.4, 0.039, 2.0 × 10⁻⁷."""
+    digits, power = f"{value:.1e}".split("e")
+    small = int(power) < -3
+    return f"{digits} × 10{str(int(power)).translate(RAISED)}" if small else f"{value:.{max(0, 1 - int(power))}f}"
 
 
 def trials(data: pd.DataFrame) -> pd.DataFrame:
@@ -210,11 +218,17 @@ def explained(data: pd.DataFrame, task: str) -> float:
 
 
 def whole(data: pd.DataFrame) -> pd.DataFrame:
-    """The slopes over all of training, and what the twelve shares explain."""
-    rows = [{"task": name, "type": kind,
-             "one step in ten more": said(e, 2), "variance explained": f"{explained(data, name):.0%}"}
+    """The slopes over all of training."""
+    rows = [{"task": name, "type": kind, "one step in ten more": said(e, 2)}
             for name in task_names(data) for kind, e in regression(data, name, by="all").items()]
-    return pd.DataFrame(rows, columns=["task", "type", "one step in ten more", "variance explained"])
+    return pd.DataFrame(rows, columns=["task", "type", "one step in ten more"])
+
+
+def explained_in_words(data: pd.DataFrame) -> str:
+    """What the twelve shares explain on each task that has runs enough."""
+    found = {name: 100 * explained(data, name) for name in task_names(data)}
+    return "; ".join(f"on {name} the twelve shares explain {figures.number(part, 0)} % of the variance between runs"
+                     for name, part in found.items() if not math.isnan(part))
 
 
 # -------------------------------------------------------------------------------------------------------------- figures

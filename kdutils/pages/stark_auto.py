@@ -158,7 +158,23 @@ def distance_in_words(data: pd.DataFrame) -> str:
              for name, values in means.items()}
     away = (means["automatic"] - means["chosen"]).abs().mean()
     return (f"Here: automatic sparsities of tasks and students are {spans['automatic']} %, those that the grid chose "
-            f"{spans['chosen']} %, {away:.0f} points away on average; the correlation {r_text(found, 1)}.")
+            f"{spans['chosen']} %, {away:.0f} points away on average; the correlation {r_text(found, 1)}. "
+            f"{_margins(data)}")
+
+
+def _margins(data: pd.DataFrame) -> str:
+    """By how much the grid's choice is ahead of the next best on held-out rows, and what single seeds would choose."""
+    told = []
+    for task, student in pairs(data):
+        grid = stark.whole(stark.grid(data, task, student))
+        means = grid[grid["sparsity"] > 0].groupby("sparsity")["held"].mean().nlargest(2) * 100 if len(grid) else []
+        own = points(data).query("task == @task and student == @student")["own"].dropna()
+        if len(means) == 2 and len(own):
+            ahead = figures.number(means.iloc[0] - means.iloc[1])
+            told.append(f"for {tasks.title(task)}, {student}, {100 * means.index[0]:.0f} % is {ahead} points ahead of "
+                        f"{100 * means.index[1]:.0f} % on held-out rows, and single seeds choose "
+                        f"{' to '.join(dict.fromkeys(f'{end:.0f}' for end in (own.min(), own.max())))} %")
+    return tables.listed("How sure the grid's choice is:", told, "not known") + "."
 
 
 def scatter(data: pd.DataFrame):
@@ -167,14 +183,15 @@ def scatter(data: pd.DataFrame):
     if not found["chosen"].notna().any():
         return figures.placeholder()
     fig, (ax,) = figures.panels(1, width=4.8, height=3.6)
-    jitter = np.random.default_rng(0).uniform(-1.2, 1.2, len(found))
+    jitter = np.random.default_rng(0).uniform(-1, 1, len(found))
     found = found.assign(own=found["own"] + jitter)
     for (task, part), colour in zip(found.groupby("task", sort=False), figures.COLOURS, strict=False):
         for student, marker in zip(STUDENTS, "os", strict=True):
             some = part[part["student"] == student]
             ax.plot(some["automatic"], some["own"], marker, color=colour, alpha=0.35, markersize=4)
             if some["chosen"].notna().any():
-                large = {"color": colour, "markersize": 9, "label": f"{task}, {student}"}
+                large = {"color": colour, "markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2,
+                         "label": f"{tasks.title(task)}, {student}"}
                 ax.plot(some["automatic"].mean(), some["chosen"].iloc[0], marker, **large)
     ax.axline((0, 0), slope=1, color="#888888", linewidth=1)
     ax.set(xlabel="automatic sparsity, %", ylabel="best sparsity on held-out rows, %", xlim=(-3, 100), ylim=(-3, 100))

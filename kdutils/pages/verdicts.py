@@ -21,8 +21,9 @@ TICKS = [-30, -10, -3, -2, -1, 0, 1, 2, 3, 10, 30]
 
 def forest(table: pd.DataFrame):
     """A forest plot of `verdicts(...)[0]`: our effect and interval (marker and colour by verdict), the paper's effect
-    as an open diamond, the null value as a tick; a panel a paper, and one for claims of correlation. Returns the
-    figure."""
+    (on the tasks pooled here, where it is printed) as an open diamond, the null value as a tick; a panel a paper, and
+    one for claims of correlation. Returns the figure."""
+    table = table.assign(paper_effect=table["paper_here"].fillna(table["paper_effect"]))
     figures.style()
     parts = {PAPERS[paper]: part[part["kind"] != "correlation"] for paper, part in table.groupby("paper", sort=False)}
     parts[""] = table[table["kind"] == "correlation"]
