@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
 from kdutils import records
@@ -78,6 +79,26 @@ def test_with_zero_allowed_no_seed_is_below_kd(data):
     rows = stark_page.protocols(data.assign(best_dev=data["best_dev"].where(~worse, 0.48))).set_index("rule")["mrpc"]
     lost = -2.0
     assert rows.iloc[3].startswith(f"+{(lost + 4 * 4) / 5:.1f}") and rows.iloc[4].startswith(f"+{4 * 4 / 5:.1f}")
+
+
+def test_what_trials_chose_and_what_it_adds(data):
+    """On MRPC, PKD's trial at half the temperature and three times the weight wins by two points; so tuned, it gains
+    3.0 points on test and lies two above STARK, which is two above KD where PKD by default is one."""
+    won = (data["method"] == "tune-PKD") & (data["heat"] == 0.5) & (data["weight"] == 3.0) & (data["task"] == "mrpc")
+    data = data.assign(held_matthews=data["held_matthews"].where(~won, data["held_matthews"] + 0.02))
+    plain = data[(data["method"] == "PKD") & (data["task"] == "mrpc") & (data["student"] == "dropped")]
+    tuned = plain.assign(method="tuned-PKD", heat=0.5, weight=3.0, score=plain["score"] + 0.03)
+    data = pd.concat([data, tuned], ignore_index=True)
+    rows = stark_page.trials(data).set_index(["task", "method"])
+    row = rows.loc["mrpc", "PKD"]
+    assert row[["T ×", "weight ×", "gain, held out"]].tolist() == ["0.5", "3", "+2.0"]
+    assert row["default"].startswith("53.0") and row["tuned"].startswith("56.0")
+    assert row["STARK less tuned"] == "−2.0 (5)"
+    assert rows.loc["sst2", "PKD"][["T ×", "weight ×", "gain, held out"]].tolist() == ["1", "1", "0.0"]  # all alike
+    assert stark_page.trials_in_words(data) == (
+        "Here tuned less default comes to, in points: on MRPC PKD +3.0 (5) (clear of zero: none).")
+    assert stark_page.against_kd(data)["mrpc"]["PKD"]["effect"] == pytest.approx(4.0)  # the tuned runs stand for PKD
+    assert stark_page.trials(data[~data["method"].str.startswith("tune-")]).empty
 
 
 def test_what_the_verdict_rests_on_is_said_by_task(data):

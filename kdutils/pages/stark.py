@@ -154,6 +154,21 @@ def _known(table: pd.DataFrame) -> pd.DataFrame:
     return kept.reset_index(drop=True)
 
 
+def trials_in_words(data: pd.DataFrame) -> str:
+    """For each task what the trials' choice adds to each method whose comparison has run with it, paired by seed."""
+    parts = []
+    for name in task_names(data):
+        gains = {}
+        for method in TRIED:
+            student = STUDENT_OF_TRIALS.get(method, "dropped")
+            gain = versus(of(data, f"tuned-{method}", name, student), of(data, method, name, student))
+            gains |= {method: gain} if gain["n"] else {}
+        clear = ", ".join(method for method, gain in gains.items() if tables.clear(gain)) or "none"
+        listed = ", ".join(f"{method} {said(gain)}" for method, gain in gains.items())
+        parts += [f"on {tasks.title(name)} {listed} (clear of zero: {clear})"] if gains else []
+    return tables.listed("Here tuned less default comes to, in points:", parts, "no runs yet") + "."
+
+
 # ------------------------------------------------------------------------------------------------------- differences
 
 
