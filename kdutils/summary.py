@@ -156,7 +156,7 @@ Holm's correction for testing all claims.
 Of {len(table)} claims at `{profile}`, {said(table)} ({each}). Undecided does not mean unknown:
 {compared} of those have a printed effect, and for {excluded} our interval excludes one as large. So far
 {reach(profile, published_only)}; {alone} claims rest on one task alone."""
-    return "\n".join(["", *lines, "", below])
+    return "\n".join([*lines, "", below])
 
 
 def write_summary(path: Path, text: str) -> bool:
@@ -166,7 +166,7 @@ def write_summary(path: Path, text: str) -> bool:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{path.name}: got no {BEGIN} … {END}; allowed: one pair of these markers")
-    new = f"{before}{BEGIN}\n{text}\n{END}{after}"
+    new = f"{before}{BEGIN}\n\n{text}\n{END}{after}"  # a table begins after an empty line
     if new != old:
         write_atomically(path, new)
     return new != old

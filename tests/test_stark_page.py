@@ -49,6 +49,7 @@ def data(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("KDUTILS_RUNS", str(tmp_path_factory.mktemp("runs")))
     patch.setattr(stark, "chosen", lambda *_: 0.4)
+    patch.setattr(stark, "own", lambda *_: None)
     specs = [s for name in ("mrpc", "sst2") for module in (stark, stark_auto) for s in module.plan("mini", name)]
     yield stark_page.measured(records.frame([made_up(s) for s in specs]))
     patch.undo()

@@ -546,7 +546,7 @@ def test_writing_a_summary_touches_only_what_is_between_the_markers(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"above\n{summary.BEGIN}\nold\n{summary.END}\nbelow\n")
     assert summary.write_summary(page, "new")
-    assert page.read_text() == f"above\n{summary.BEGIN}\nnew\n{summary.END}\nbelow\n"
+    assert page.read_text() == f"above\n{summary.BEGIN}\n\nnew\n{summary.END}\nbelow\n"
     assert not summary.write_summary(page, "new")
     page.write_text("no markers")
     with pytest.raises(ValueError, match=r"page.md: got no <!-- results:begin -->"):
