@@ -20,11 +20,9 @@ from kdutils.records import Spec
 DEFAULT = (1.0, 1.0)  # heat and weight
 OWN = tuple(product((1.0, 0.5, 2.0), (1.0, 0.3, 3.0)))
 OWN_REGRESSION = tuple((1.0, weight) for weight in (1.0, 0.1, 0.2, 0.3, 0.5, 2.0, 3.0, 5.0, 10.0))  # it has no softmax
-TRIED = {  # what `weight` multiplies
-    "KD": "the soft loss", "PKD": "the distance of [CLS] states", "TAKD": "the soft loss, in both stages",
-    "DKD": "both parts of the soft loss", "CKD": "all relations", "MetaKD": "the teacher's rate",
-    "DynaBERT": "the distance of hidden states",
-}  # fmt: skip
+# `weight` multiplies the soft loss of KD, TAKD (in both stages) and DKD (both its parts), PKD's distance of [CLS]
+# states, CKD's relations, the rate of MetaKD's teacher, and DynaBERT's distance of hidden states.
+TRIED = ("KD", "PKD", "TAKD", "DKD", "CKD", "MetaKD", "DynaBERT")
 STUDENT_OF_TRIALS = {"DynaBERT": "pruned"}  # the one that its claim is about; "dropped" elsewhere
 
 

@@ -44,8 +44,6 @@ def show(found: list[dict], part: str, caption: str, digits: int = 2) -> None:
         for name in rows:
             if name.endswith("hours") or name.startswith(("at once", "minutes")):  # estimates, and counts
                 rows[name] = rows[name].round().astype("Int64")
-            elif name.endswith("seconds"):  # a difference of times may come out below nothing
-                rows[name] = rows[name].clip(lower=0)
         first = [name for name in FIRST if name in rows]
         about = f"{caption}{of_task}: {place(record)}, {record['dtype']}"
         rows = rows.replace({"what": {"reference loop": "official loop"}}) if "what" in rows else rows
