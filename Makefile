@@ -31,7 +31,7 @@ test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --nbval tests $(wildcard notebooks)
 
 html: $(READY)
-	$(BIN)/jupyter-book build --quiet $(STRICT) .
+	$(BIN)/jupyter-book build --all --quiet $(STRICT) .
 	@echo "The published book: $(CURDIR)/_build/html/index.html"
 
 pdf: $(READY)

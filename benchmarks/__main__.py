@@ -47,7 +47,7 @@ def measure(part: str, options: argparse.Namespace, load) -> tuple[list[dict], s
 
 
 def keep(part: str, task: str, rows: list[dict], load: float) -> None:
-    """Write the part's record in the place of the one that the same device and number of threads left."""
+    """Write the part's record in the place of the one that the same device, number of threads and dtype left."""
     import torch
 
     from kdutils import distil, provenance
@@ -62,7 +62,7 @@ def keep(part: str, task: str, rows: list[dict], load: float) -> None:
     }  # fmt: skip
 
     def place(r):
-        return r["part"], r["device"], r["threads"]
+        return r["part"], r["device"], r["threads"], r["dtype"]
 
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     kept = [old for old in records if place(old) != place(record)]

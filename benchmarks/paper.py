@@ -7,17 +7,11 @@ after a few steps. All else is the profile's: layers, rates, batches, precision.
 would. Each chapter runs in a process of its own, from which its peak memory is read.
 
 What the rows hold: seconds (wall and cores') of a step of `batch` rows about as long as MRPC's (53 tokens), backward
-pass and update included, KSM's updates too; of the teacher's pass, of as many rows. `hours` are those of all the
-chapter's planned runs, all tasks: the planned passes over the tasks' training rows, times the seconds of a row.
-
-Counted: every training of every planned run, PTP's four epochs and KSM's episodes without early stops, augmented rows,
-and the teacher's pass over train for each sparse teacher. Not counted: evaluations, scores and rewards (passes over
-dev or held-out rows, about a tenth in all), augmentation itself, the teachers that a run makes for itself (that of
-chapters 05 and 06, cross-fitted ones), and the baselines TAKD, MetaKD and DynaBERT, which also train larger networks.
-Taken as equal though they are not: tasks (their rows count as long as MRPC's), students of other depths, and
-BERT-large, whose fine-tunings in chapter 01 the three smaller sizes offset; its students in chapter 02 take longer.
-What chapter 02 plans once its grid has chosen is not in the plan yet. Memory is without the whole task's word
-embeddings (these rows have a third of MRPC's words) and without its cached states, 20 KB a row.
+pass and update included, KSM's updates too; of the teacher's pass, of as many rows. What a whole plan takes follows
+from its rows (`kdutils.pages.paper_plan`). Taken as equal though they are not: tasks (their rows count as long as
+MRPC's), students of other depths, and BERT-large, whose fine-tunings in chapter 01 the three smaller sizes offset; its
+students in chapter 02 take longer. Memory is without the whole task's word embeddings (these rows have a third of
+MRPC's words) and without its cached states, 20 KB a row.
 """
 
 from __future__ import annotations
@@ -41,8 +35,8 @@ import numpy as np
 
 from benchmarks.clock import now, row
 from kdutils import experiments, tasks
-from kdutils.experiments import ksm, peakd, probes
-from kdutils.experiments.stark_baselines import STAGED
+from kdutils.experiments import ksm, probes
+from kdutils.pages.paper_plan import PASS, passes
 from kdutils.records import Spec
 
 PROFILE, TASK = "paper", "mrpc"
@@ -50,7 +44,6 @@ TIMED = {"cpu": 3, "cuda": 20}  # steps, after one that is not: more where they 
 WARM = 1
 BATCH = 32  # the largest of the chapters'
 WORDS, LENGTH = 30_517, (50, 13)  # in the vocabulary; in a row, mean and standard deviation, as in MRPC
-PASS = "the teacher's pass"
 
 
 @dataclass(frozen=True)
@@ -80,41 +73,6 @@ PIECES = (
     Piece("05_knowledge_probes", "fixed", ("student",), {"knowledge": probes.ALL}),
     Piece("06_ksm", "KSM-soft", ("stage one", "student")),
 )
-
-
-def passes(spec: Spec) -> dict[str, float]:
-    """How often a planned run goes through its task's training rows, by the name of a piece's training."""
-    from kdutils.peakd import EPOCHS, INNER
-
-    epochs = spec.args.get("epochs", spec.settings["epochs"])
-    method = spec.method.removeprefix("tune-").removeprefix("tuned-")
-    if spec.chapter == "01_pilot":
-        if method == "finetune":
-            return {"fine-tuning": spec.settings["teacher_epochs"]}
-        return {"student": epochs} if method == "distil_from_sparse" else {}  # the others only measure
-    if spec.chapter in ("02_stark", "03_stark_auto"):
-        once = {PASS: 1.0} if method.startswith("STARK") else {}
-        return {} if method in STAGED else once | {"student": epochs}
-    if spec.chapter == "04_peakd":
-        before = {"PTP": EPOCHS * (1 - INNER)} if method in (*peakd.PTP, "extra-finetune") else {}
-        return before | {"Patient KD" if method == "PatientKD" else "stacked student": epochs}
-    if spec.chapter == "06_ksm":
-        episodes = spec.args["episodes"] if probes.base(spec) in ksm.KSM else 0
-        return {"stage one": episodes * epochs, "student": epochs * (1 + spec.args.get("copies", 0))}
-    return {"student": epochs}
-
-
-def planned(specs: list[Spec]) -> dict[str, tuple[int, float]]:
-    """Of a chapter's plan: how many runs have each training, and how many rows go through it."""
-    from kdutils.pages.stark import TRAIN_ROWS
-
-    found: dict[str, tuple[int, float]] = {}
-    for spec in specs:
-        rows = TRAIN_ROWS[spec.task] * (1 - spec.settings["held"])
-        for name, often in passes(spec).items():
-            runs, total = found.get(name, (0, 0.0))
-            found[name] = runs + (often > 0), total + often * rows
-    return found
 
 
 # ------------------------------------------------------------------------------------------ what stands for the hub
@@ -240,13 +198,9 @@ def chapter(name: str, model: str, steps: int) -> list[dict]:
         if PASS in passes(spec):
             batch = last[0][0]
             found[PASS] = batch, watch.asked[-1] * batch
-    counted, most, rows = planned(plan), peak_bytes() / 2**30, []
-    for what, (batch, seconds) in found.items():
-        runs, passed = counted[what]
-        hours, core_hours = passed / batch * seconds / 3600
-        rows.append(row(what, seconds, chapter=name, batch=batch, runs=runs, planned=len(plan), hours=float(hours))
-                    | {"core hours": float(core_hours), "peak GiB": most})
-    return rows
+    most = peak_bytes() / 2**30
+    return [row(what, seconds, chapter=name, batch=batch) | {"peak GiB": most}
+            for what, (batch, seconds) in found.items()]
 
 
 def peak_bytes() -> int:

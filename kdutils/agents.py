@@ -228,18 +228,19 @@ class Agent:
         parts = (torch.stack([getattr(s, name) for s in steps]) for name in ("student", "teacher", "action"))
         return tuple(p.to(self.device).float() for p in parts)
 
-    def combined(self, step: Step) -> float:
-        """A step's one reward: r^p / k, standardised, plus r^e. On SST-2 the deviation is about 0.002, so r^e weighs a
-        few hundred times less than where both are raw, as in the paper, or both are divided (`proportion`)."""
+    def combined(self, steps: list[Step]) -> list[float]:
+        """Each step's one reward: r^p / k, standardised, plus r^e. On SST-2 the deviation is about 0.002, so r^e weighs
+        a few hundred times less than where both are raw, as in the paper, or both are divided (`proportion`)."""
         mean, deviation = self.moments
-        return (step.shared - mean) / deviation + step.explored / (deviation if self.choices.proportion else 1.0)
+        divided_by = deviation if self.choices.proportion else 1.0
+        return [(step.shared - mean) / deviation + step.explored / divided_by for step in steps]
 
-    def learn(self) -> float:
+    def learn(self) -> torch.Tensor:
         """One standard update on replayed steps with their `combined` rewards; the target networks give a' and
-        Q(s', a'). Returns the critic's loss."""
+        Q(s', a'). Returns the critic's loss, detached: its number would be waited for."""
         steps, following = self.memory.sample(self.choices.minibatch, self.generator)
         student, teacher, action = self._stack(steps)
-        reward = torch.tensor([self.combined(s) for s in steps], device=self.device)
+        reward = torch.tensor(self.combined(steps), device=self.device)
         done = torch.tensor([s.done for s in steps], device=self.device)
         with torch.no_grad():
             selector, critic = self.target
@@ -251,9 +252,9 @@ class Agent:
         self._step(self.critic_optimiser, self.critic_parameters, loss)
         self._improve(student, teacher)
         self._follow()
-        return float(loss.detach())
+        return loss.detach()
 
-    def learn_literal(self, phase: list[Step], after: Step | None) -> float:
+    def learn_literal(self, phase: list[Step], after: Step | None) -> torch.Tensor:
         """The paper's update at the end of a phase: eqs. 9 and 10 on the critic, eq. 7 on the actor, on the phase's
         steps alone, without target networks; `after` is the next step, None at the end of the episode."""
         student, teacher, action = self._stack(phase)
@@ -267,7 +268,7 @@ class Agent:
         loss = sum(literal_losses(values, last, explored, sum(s.shared for s in phase), self.choices.gamma))
         self._step(self.critic_optimiser, self.critic_parameters, loss)
         self._improve(student, teacher)
-        return float(loss.detach())
+        return loss.detach()
 
     def _improve(self, student: torch.Tensor, teacher: torch.Tensor) -> None:
         """Eq. 7: raise Q(s, mu(s)). The critic is left alone, and its s is a given: only mu carries the gradient."""

@@ -8,6 +8,7 @@ task lacks, and words that only its evaluation splits hold would tell of rows th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -138,6 +139,7 @@ def _vary(row: list[int], segments: list[int], options: dict, replace: float, ge
     return [*ids, *row[at:]], [*kinds, *segments[at:]]
 
 
+@functools.lru_cache(maxsize=1)  # the augmented runs of a seed follow each other
 def of_task(data: Data, settings: Settings, copies: int, seed: int, device: str | torch.device = "cpu") -> Encoded:
     """The task's train split, augmented with its model's language-model head (if any) and input embeddings, by words
     that occur in it."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from kdutils import bert, distil, losses
 from kdutils.teacher import Signals
@@ -18,7 +17,7 @@ from kdutils.teacher import Signals
 BETA = 100.0  # PKD's weight, of its grid {10, 100, 500, 1000}; the one that TAKD's, MetaKD's and Pea-KD's codes use
 WINDOW = 21  # tokens around the middle one that CKD's triples are taken from
 CKD = {"rte": (3.0, 1.0, 10.0), "mrpc": (4.0, 1.0, 1.0), "sst2": (4.0, 100.0, 1000.0), "qnli": (3.0, 10.0, 1.0),
-       "qqp": (2.0, 10.0, 10.0), "mnli": (4.0, 100.0, 1.0), "mnli-mm": (4.0, 100.0, 1.0), "stsb": (1.0, 0.1, 0.1)}
+       "qqp": (2.0, 10.0, 10.0), "mnli": (4.0, 100.0, 1.0), "stsb": (1.0, 0.1, 0.1)}
 ALPHA, GAMMA, TAU = 1.0, 8.0, 4.0  # DKD's: weights of the target and of the other classes (its beta), temperature
 WARM_UP = 1 / 12  # share of the steps over which DKD's terms fade in: 20 of its 240 epochs
 
@@ -29,7 +28,7 @@ WARM_UP = 1 / 12  # share of the steps over which DKD's terms fade in: 20 of its
 def pkd(teacher: Signals, pairs: Sequence[tuple[int, int]], tau: float, beta: float = BETA) -> distil.Plain:
     """Patient KD (Sun et al., 2019): `losses.stark` + beta MSE of unit-normalised [CLS] states of `pairs` of (student,
     teacher) layers, counted from 1; the MSE is a mean over batch, pairs and dimensions."""
-    ours, its = [i for i, _ in pairs], [j for _, j in pairs]
+    ours, its = (bert.index(tuple(pair[side] for pair in pairs), teacher.logits.device) for side in (0, 1))
 
     def terms(batch, logits, states):
         told = teacher.at(batch["index"])
@@ -96,16 +95,18 @@ def ckd(teacher, pairs: Sequence[tuple[int, int]], task: str, heat: float = 1.0,
     """
     tau, of_pairs, of_triples = CKD.get(task, CKD["mrpc"])
     tau = heat * tau
-    layers = [0, *(i for i, _ in pairs)], [0, *(j for _, j in pairs)]
+    layers = [(0, *(pair[side] for pair in pairs)) for side in (0, 1)]
 
     def terms(batch, logits, states):
         with torch.no_grad():
             told, its = bert.forward(teacher, batch, tokens=True)
         soft = F.mse_loss(logits, told) if batch["labels"].is_floating_point() else losses.soft_ce(logits, told, tau)
-        sides = states[:, layers[0]], its[:, layers[1]]
+        sides = [x[:, bert.index(some, x.device)] for x, some in zip((states, its), layers, strict=True)]
         mask = batch["attention_mask"].bool()
         words = [x.flatten(0, 1) for x in sides], mask.repeat_interleave(len(layers[0]), 0)
-        depth = [x.transpose(1, 2)[mask] for x in sides], mask.new_ones(int(mask.sum()), len(layers[0]))
+        real_tokens = mask.nonzero(as_tuple=True)  # once: a GPU is waited for
+        of_tokens = [x.transpose(1, 2)[real_tokens] for x in sides]
+        depth = of_tokens, mask.new_ones(of_tokens[0].shape[:2])
         made = {"kd": soft}
         for name, ((ours, theirs), real) in {"wr": words, "ltr": depth}.items():
             made |= {f"{name}_pair": pair_loss(ours, theirs, real), f"{name}_triple": triple_loss(ours, theirs, real)}
@@ -136,12 +137,8 @@ def inherit(assistant, own: Sequence[torch.Tensor], wanted: Sequence[torch.Tenso
 
     Both are masks of (heads [layers, heads], neurons [layers, neurons]) over the unpruned model, `wanted` within `own`.
     """
-    layers = range(len(assistant.bert.encoder.layer))
-    made = bert.keep_layers(assistant, [i + 1 for i in layers])
-    masks = [[inside[i][outside[i]][None] for inside, outside in zip(wanted, own, strict=True)] for i in layers]
-    made.bert.encoder.layer = nn.ModuleList(
-        bert.prune(bert.keep_layers(assistant, [i + 1]), *masks[i]).bert.encoder.layer[0] for i in layers)
-    return made
+    masks = ([inside[outside] for inside, outside in zip(*some, strict=True)] for some in zip(wanted, own, strict=True))
+    return bert.prune(assistant, *masks)
 
 
 # ---------------------------------------------------------------------------------------------------------------- DKD
@@ -166,17 +163,16 @@ def decoupled(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor
     return tckd, nckd
 
 
-class DKD:
+class DKD(distil.Plain):
     """Decoupled KD (Zhao et al., 2022): cross-entropy + warm (alpha TCKD + gamma NCKD) tau squared, where warm grows
     from 0 to 1 over the first `WARM_UP` of `steps`. Undefined for a regression, which gets MSE(y) + warm MSE(z_t)."""
 
-    states = tokens = False
-
     def __init__(self, teacher: Signals, steps: int, alpha: float = ALPHA, gamma: float = GAMMA, tau: float = TAU):
+        super().__init__(self._terms)
         self.teacher, self.alpha, self.gamma, self.tau = teacher, alpha, gamma, tau
         self.warm_up, self.step = max(1.0, WARM_UP * steps), 0
 
-    def __call__(self, batch, logits, states):
+    def _terms(self, batch, logits, states):
         self.step += 1
         warm = min(1.0, self.step / self.warm_up)
         told, labels = self.teacher.logits[batch["index"]], batch["labels"]

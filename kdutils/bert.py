@@ -257,15 +257,16 @@ class Gates:
             hook.remove()
 
 
-def prune(model, heads: torch.Tensor, neurons: torch.Tensor):
+def prune(model, heads: Sequence[torch.Tensor], neurons: Sequence[torch.Tensor]):
     """A copy of `model` without the heads and neurons whose mask is False: smaller matrices, so a faster model.
 
-    `heads` is bool [layers, heads], `neurons` bool [layers, neurons]. A sub-layer that loses everything passes its
-    input through (its output bias stays, so that removal equals masking).
+    `heads` is bool [layers, heads], `neurons` bool [layers, neurons]; for a model that is pruned already each is a list
+    of one mask a layer, as long as that layer is wide. A sub-layer that loses everything passes its input through (its
+    output bias stays, so that removal equals masking).
     """
     made = copy.deepcopy(model)
-    for layer, keep_heads, keep_neurons in zip(made.bert.encoder.layer, heads.bool(), neurons.bool(), strict=True):
-        block = layer.attention.self
+    for layer, *masks in zip(made.bert.encoder.layer, heads, neurons, strict=True):
+        block, (keep_heads, keep_neurons) = layer.attention.self, (mask.bool() for mask in masks)
         columns = keep_heads.repeat_interleave(block.attention_head_size)
         for name in ("query", "key", "value"):
             setattr(block, name, _select(getattr(block, name), rows=columns))
@@ -298,6 +299,13 @@ def counts(model) -> dict[str, int]:
         return sum(p.numel() for p in module.parameters())
 
     return {"encoder": size(model.bert.encoder), "embeddings": size(model.bert.embeddings), "total": size(model)}
+
+
+@functools.lru_cache(maxsize=64)
+def index(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """`numbers` as an index on `device`, made once. A list in its place is copied there, and waited for, every time."""
+    with torch.inference_mode(False):  # whoever asks first: others need its gradient's rows
+        return torch.tensor(numbers, dtype=torch.long, device=device)
 
 
 def cast(model, dtype: torch.dtype):

@@ -46,7 +46,7 @@ def load(path: Path | None = None) -> dict[str, Any]:
         if claim["kind"] not in KINDS:
             raise ValueError(f"{claim['id']}: kind: got {claim['kind']!r}; allowed: {', '.join(KINDS)}")
         for sides in (claim, *claim.get("at", {}).values()):
-            sides |= {side: {"chapter": claim["chapter"]} | sides[side] for side in "ab"}
+            sides |= {side: {"chapter": claim["chapter"]} | sides[side] for side in "ab" if side in sides}
         if claim.get("paper_effect"):
             evaluate(claim["paper_effect"], data)
     return data
@@ -87,6 +87,11 @@ def _row(ref: str, data: dict[str, Any]) -> tuple[dict, str, str | None]:
     if row not in table["rows"] or column not in table["columns"]:
         raise ValueError(f"cell: got {ref!r}; allowed: rows {list(table['rows'])}, columns {table['columns']}")
     return table, row, column
+
+
+def at(claim: dict[str, Any], profile: str) -> dict[str, Any]:
+    """The claim as it is at a profile, which may have other models to compare, and other tasks."""
+    return claim | claim.get("at", {}).get(profile, {})
 
 
 def cell(ref: str, data: dict[str, Any] | None = None) -> float:

@@ -82,7 +82,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Data:
-    """A task's encoded splits. `held` is kept out of train; `dev` is the papers' evaluation set; `test` may be None.
+    """A task's encoded splits. `held` is kept out of train; `dev` is the papers' evaluation set; `mismatched` (MNLI's
+    second) and `test` may be None.
 
     `vocabulary` [v] lists the tokenizer's ids that occur in any split, in order: token ids in the splits are positions
     in it, and `bert.trim` cuts a model's word embeddings to it. No result changes by that (an absent row is never
@@ -93,13 +94,15 @@ class Data:
     train: Encoded
     held: Encoded
     dev: Encoded
+    mismatched: Encoded | None
     test: Encoded | None
     vocabulary: torch.Tensor
 
     @property
     def evaluation(self) -> dict[str, Encoded]:
         """The sets that a run reports, by name."""
-        return {k: v for k, v in (("held", self.held), ("dev", self.dev), ("test", self.test)) if v is not None}
+        made = {"held": self.held, "dev": self.dev, "mismatched": self.mismatched, "test": self.test}
+        return {name: rows for name, rows in made.items() if rows is not None}
 
 
 @functools.lru_cache(maxsize=8)
@@ -119,14 +122,14 @@ def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
-    source, config = glue_source(), task.config or task.name
+    source = glue_source()
     try:
         if why := without_glue(task):
             raise BadLayout(why)
         with _quiet():
-            found = load_dataset(source, config)
-        parts = {name: _part(task, found, split)
-                 for name, split in (("train", "train"), ("dev", task.dev_split), ("test", task.test_split)) if split}
+            found = load_dataset(source, task.name)
+        splits = {"train": "train", "dev": task.dev_split, "mismatched": task.mismatched_split, "test": task.test_split}
+        parts = {name: _part(task, found, split) for name, split in splits.items() if split}
     except Exception as error:
         why = str(error) if isinstance(error, BadLayout) else type(error).__name__
         raise in_one_line(RuntimeError(
@@ -250,4 +253,5 @@ def _finish(task: tasks.Task, parts: dict[str, Encoded], tokenizer) -> Data:
     special = torch.tensor(sorted(tokenizer.all_special_ids) if tokenizer else list(range(synthetic.SPECIAL)))
     vocabulary = torch.unique(torch.cat([special, *(p.ids.unique() for p in parts.values())]))
     local = {k: replace(p, ids=torch.searchsorted(vocabulary, p.ids.long()).int()) for k, p in parts.items()}
-    return Data(task, local["train"], local["held"], local["dev"], local.get("test"), vocabulary)
+    return Data(task, **{name: local.get(name) for name in ("train", "held", "dev", "mismatched", "test")},
+                vocabulary=vocabulary)

@@ -35,7 +35,8 @@ class Objective(Protocol):
 
 @dataclass
 class Plain:
-    """An objective made of one function of (batch, logits, states)."""
+    """An objective made of one function of (batch, logits, states). It knows nothing besides but, at most, how often it
+    was called, so that several processes can each take a share of a batch."""
 
     function: Callable
     states: bool = False
@@ -109,8 +110,7 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     pairs = [(m, w) for m, w in zip(model.parameters(), worker.parameters(), strict=True) if m is not w]
     groups = decay_groups(model, settings.weight_decay, words.module.weight if words else None)
     optimiser = torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, fused=True)
-    per_epoch = len(data) // settings.batch_size if drop_last else -(-len(data) // settings.batch_size)
-    total = max_steps or max(1, round(per_epoch * epochs))
+    total = max_steps or total_steps(len(data), settings, drop_last, epochs)
     schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * total), total)
     outcome, log, sums, stale = Outcome(steps=total, dtype=str(dtype).removeprefix("torch.")), [], {}, 0
     shown = progress and processes.first()  # where it is, TQDM_DISABLE still decides
@@ -162,6 +162,12 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     model.eval()
     give_back_memory()
     return outcome
+
+
+def total_steps(rows: int, settings: Settings, drop_last: bool = False, epochs: float | None = None) -> int:
+    """The steps of a training on `rows` rows, at least one; `epochs` None: those of the settings."""
+    per_epoch = rows // settings.batch_size if drop_last else -(-rows // settings.batch_size)
+    return max(1, round(per_epoch * (epochs or settings.epochs)))
 
 
 def _update(model, pairs, words: Words | None, optimiser, clip: float, state) -> None:
@@ -291,8 +297,7 @@ def evaluator(task: tasks.Task, sets: dict[str, Encoded], teacher: dict[str, Sig
         for name, rows in sets.items():
             if name == "test" and not last:
                 continue
-            full = model.classifier.weight.dtype == torch.float32
-            logits = ask(model, rows, precision="fp32" if full else "bf16").logits
+            logits = ask(model, rows, precision=None).logits
             made[name] = ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
             if teacher:
                 made[name]["agreement"] = agreement(task, logits, teacher[name].logits)

@@ -115,7 +115,8 @@ class Elastic:
         for i, (model, layers) in enumerate(self.views):
             z, h = (logits, states) if i == 0 else bert.forward(model.train(), batch, tokens=True)
             soft = soft + (0.0 if batch["labels"].is_floating_point() else losses.soft_ce(z, told, self.tau))
-            hidden = hidden + hidden_loss(h, its[:, [0, *layers]], batch["attention_mask"])
+            matched = its[:, bert.index((0, *layers), its.device)]
+            hidden = hidden + hidden_loss(h, matched, batch["attention_mask"])
         terms = {"kd": soft, "hidden": hidden} if torch.is_tensor(soft) else {"hidden": hidden}
         return {"loss": soft + self.weight * hidden} | terms
 

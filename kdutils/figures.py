@@ -89,8 +89,8 @@ def missing(specs: Iterable[Spec]) -> None:
 
 
 def provenance(records: Iterable[Record]) -> None:
-    """Show where a chapter's numbers come from: its runs, their hours, commits, devices and versions, and the tasks
-    whose runs do not share one teacher."""
+    """Show where a chapter's numbers come from: its runs, their hours, commits, devices and versions, and where they
+    differ in it what computed them, and the tasks whose runs do not share one teacher."""
     records = list(records)
     tasks = pd.Series([r["spec"]["task"] for r in records]).value_counts(sort=False)
     commits = ", ".join(sorted({(r["commit"] or "unknown")[:7] + ("*" if r["dirty"] else "") for r in records}))
@@ -104,6 +104,9 @@ def provenance(records: Iterable[Record]) -> None:
         "commits": commits + (" (*: with changes that were not committed)" if "*" in commits else ""),
         "made": " to ".join(dict.fromkeys((days[0], days[-1]))),
     }
+    kinds = pd.Series([r["extra"].get("dtype") for r in records]).dropna().value_counts()
+    if len(kinds) > 1:
+        rows["trained in"] = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
     if several := _teachers(records):
         rows["teachers"] = several
     table(pd.DataFrame(rows.items(), columns=["what", "value"]), "Where these numbers come from.")

@@ -44,6 +44,17 @@ def paired(differences: Iterable[float], null: float = 0.0) -> Estimate:
     return t_estimate(d.mean(), sd / np.sqrt(len(d)), len(d) - 1, len(d), null, sd)
 
 
+def unpaired(a: Iterable[float], b: Iterable[float]) -> Estimate:
+    """The mean of `a` less the mean of `b`, of independent values: Welch's t. n is the smaller group's."""
+    values = [np.asarray(list(x), dtype=float) for x in (a, b)]
+    n = min(map(len, values))
+    if n < 2:
+        return EMPTY | {"n": n}
+    se = math.sqrt(sum(x.var(ddof=1) / len(x) for x in values))
+    df = float(stats.ttest_ind(*values, equal_var=False).df)
+    return t_estimate(values[0].mean() - values[1].mean(), se, df, n)
+
+
 def spread(a: Iterable[float], b: Iterable[float]) -> Estimate:
     """How much further from their median the values of `a` lie than those of `b`, on average.
 

@@ -14,7 +14,8 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from kdutils import losses
+from kdutils import bert, losses
+from kdutils.profiles import matched
 from kdutils.teacher import Signals
 
 TYPES = ("FinK", "ResK", "FeaK", "RelK")  # the order of an action's four entries
@@ -29,7 +30,7 @@ def assignment(student: int, teacher: int) -> tuple[int, ...]:
     """
     if not 2 <= student <= teacher:
         raise ValueError(f"student layers: got {student}; allowed: 2..{teacher}")
-    return tuple(math.floor(teacher * i / student + 0.5) for i in range(1, student + 1))
+    return tuple(matched(i, student, teacher) for i in range(1, student + 1))
 
 
 def fink(logits: torch.Tensor, labels: torch.Tensor, literal: bool = False) -> torch.Tensor:
@@ -67,7 +68,8 @@ def feak(student: torch.Tensor, teacher: torch.Tensor, assigned: Sequence[int], 
     to teacher layer I(i); at most 2. A mean over batch and layers; literal (eq. 15): a sum over both. ValueError: not
     one assigned layer for each of the student's."""
     _one_each(student, assigned)
-    apart = F.normalize(student[:, 1:], dim=-1) - F.normalize(teacher[:, list(assigned)], dim=-1)
+    its = teacher[:, bert.index(tuple(assigned), teacher.device)]
+    apart = F.normalize(student[:, 1:], dim=-1) - F.normalize(its, dim=-1)
     distance = (apart.square().sum(-1) + 1e-12).sqrt()  # the root has no gradient at zero
     return distance.sum() if literal else distance.mean()
 
@@ -81,7 +83,7 @@ def relk(student: torch.Tensor, teacher: torch.Tensor, assigned: Sequence[int], 
     assigned layer for each of the student's.
     """
     _one_each(student, assigned)
-    at = torch.tensor(assigned[:-1], device=student.device)
+    at = bert.index(tuple(assigned[:-1]), teacher.device)
     a, b = student[:, 1:-1], student[:, 2:]
     c, e = teacher[:, at], teacher[:, at + 1]
     squared = _dot(a, a) * _dot(b, b) + _dot(c, c) * _dot(e, e) - 2 * _dot(a, c) * _dot(b, e)
@@ -140,7 +142,7 @@ class Selective:
         return {"loss": loss, **parts}
 
     def _scale(self, now: torch.Tensor) -> torch.Tensor:
-        self.sizes.append(now.cpu())
+        self.sizes.append(now)  # not on the CPU: that is waited for
         if not self.first:
             return torch.ones_like(now)
         if len(self.sizes) <= self.first:
@@ -150,7 +152,8 @@ class Selective:
     def report(self) -> dict:
         """What a record keeps: `chosen`, each type's mean action in each third of training, and `sizes`, the undivided
         losses' means over the first steps and the last ones."""
-        early, late = (torch.stack(list(part)).mean(0).tolist() for part in (self.sizes[:FIRST], self.sizes[-FIRST:]))
+        ends = (torch.stack(list(part)).cpu() for part in (self.sizes[:FIRST], self.sizes[-FIRST:]))
+        early, late = (part.mean(0).tolist() for part in ends)
         sizes = {name: [a, b] for name, a, b in zip(TYPES, early, late, strict=True)}
         return {"chosen": thirds(self.actions), "sizes": sizes, "skipped": sum(not any(a) for a in self.actions)}
 

@@ -25,7 +25,7 @@ class Learning:
         self.actions: list[torch.Tensor] = []
         self.phase: list[Step] = []
         self.rewards: list[float] = []
-        self.losses: list[float] = []
+        self.losses: list[torch.Tensor] = []
         self.quality = self.start = None
 
     def begin(self, model) -> None:
@@ -77,8 +77,9 @@ class Learning:
     def report(self) -> dict:
         """The episode in numbers: the student's quality before and after, phase rewards, mean actions by thirds, the
         critic's mean loss."""
+        losses = torch.stack(self.losses).tolist()
         return {"start": self.start, "quality": self.quality, "rewards": [round(r, 6) for r in self.rewards],
-                "chosen": thirds(torch.stack(self.actions).tolist()), "critic": sum(self.losses) / len(self.losses)}
+                "chosen": thirds(torch.stack(self.actions).tolist()), "critic": sum(losses) / len(losses)}
 
 
 def train(agent: Agent, episode: Callable[[Learning], None], measure: Callable, total: int) -> list[dict]:

@@ -133,7 +133,7 @@ def glue_source() -> str:
 def without_glue(task: tasks.Task) -> str:
     """Why GLUE's source has no data for `task`, empty where it may have: a hub id is taken as it is, since asking the
     hub takes a while."""
-    source, config = glue_source(), task.config or task.name
+    source, config = glue_source(), task.name
     if not os.path.isdir(source):
         return "no such folder" if source.startswith(("/", ".", "~")) or source.count("/") > 1 else ""
     return "" if any(path.is_file() for path in Path(source, config).rglob("*")) else f"no data in its folder {config}"

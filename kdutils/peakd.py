@@ -14,13 +14,11 @@ from torch import nn
 
 from kdutils import bert, distil, losses
 from kdutils.data import Encoded
-from kdutils.profiles import Settings
+from kdutils.profiles import PTP_EPOCHS, PTP_INNER, PTP_PATIENCE, Settings, matched
 from kdutils.teacher import Signals, ask
 
 VARIANTS = {"ptp": 4, "ptp-1": 2, "ptp-2": 2}  # number of labels
 ALPHA, TAU, BETA = 0.7, 10.0, 100.0  # the released code's; the paper gives ranges for alpha and beta, and no T
-EPOCHS, PATIENCE = 4, 1  # PTP's "until convergence": at most so many epochs, stopped after so many without a gain
-INNER = 0.1  # share of train that decides when PTP has converged
 
 # ---------------------------------------------------------------------------------------------------------------- SPS
 
@@ -121,7 +119,7 @@ def ptp_labels(logits: torch.Tensor, labels: torch.Tensor, threshold: float, var
 
 
 def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int, keep: int | None = None,
-             epochs: int = EPOCHS, patience: int = PATIENCE) -> distil.Outcome:
+             epochs: int = PTP_EPOCHS, patience: int = PTP_PATIENCE) -> distil.Outcome:
     """Train `student` in place, before KD, to predict `rows.labels` (0..classes-1) by cross-entropy through a new head.
     That head is thrown away and the student's put back as it was; encoder, embeddings and pooler are carried over.
 
@@ -130,7 +128,7 @@ def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int
     been the best: what a control needs to be trained exactly as another run was.
     """
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    inner, used = order.split([round(INNER * len(rows)), len(rows) - round(INNER * len(rows))])
+    inner, used = order.split([round(PTP_INNER * len(rows)), len(rows) - round(PTP_INNER * len(rows))])
     own, held = student.classifier, rows.take(inner)
     bert.fresh_head(student, seed, classes)
     best = {"gain": -float("inf"), "weights": None, "epoch": 0}
@@ -140,8 +138,7 @@ def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int
         if keep:
             gain = float(best["epoch"] if best["epoch"] <= keep else 0)
         else:
-            precision = "fp32" if worker.classifier.weight.dtype == torch.float32 else "bf16"
-            gain = -float(losses.hard(ask(worker, held, precision=precision).logits, held.labels))
+            gain = -float(losses.hard(ask(worker, held, precision=None).logits, held.labels))
         if gain > best["gain"]:
             best.update(gain=gain, weights={k: v.detach().clone() for k, v in student.named_parameters()})
         return {"dev": {"gain": gain}}
@@ -164,9 +161,10 @@ def pairs(student: int, teacher: int) -> list[tuple[int, int]]:
 
     Student layers 1..n-1, never the last (the logits teach it), learn from teacher layers round(L i / n), halves
     upwards. That is the released code's choice wherever it states one (3 of 12: 4, 8; 6 of 12: 2, 4, 6, 8, 10); for
-    the stacked students the paper and the code are silent. One layer has no pair.
+    stacked students the paper is silent, and of the code's two scripts for 6 doubled to 12 it agrees with one. One
+    layer has no pair.
     """
-    return [(i, max(1, (2 * teacher * i + student) // (2 * student))) for i in range(1, student)]
+    return [(i, max(1, matched(i, student, teacher))) for i in range(1, student)]
 
 
 def pea(logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, states: torch.Tensor | None = None,
@@ -187,9 +185,9 @@ def pea(logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, state
 def objective(teacher: Signals, layers: Sequence[tuple[int, int]], alpha: float = ALPHA, tau: float = TAU,
               beta: float = BETA) -> distil.Plain:
     """`pea` against a teacher's cached logits and [CLS] states, over the pairs `layers`."""
-    ours, its = [i for i, _ in layers], [j for _, j in layers]
     if not (layers and beta):
         return distil.Plain(lambda b, z, _: pea(z, teacher.logits[b["index"]], b["labels"], alpha=alpha, tau=tau))
+    ours, its = (bert.index(some, teacher.logits.device) for some in zip(*layers, strict=True))
 
     def terms(batch, logits, states):
         told = teacher.at(batch["index"])

@@ -49,6 +49,9 @@ class Profile:
         return range(self.seeds, self.seeds if task in self.spared else self.headline_seeds)
 
 
+PTP_EPOCHS, PTP_PATIENCE = 4, 1  # PTP's "until convergence": at most so many epochs, stopped after so many without gain
+PTP_INNER = 0.1  # share of train that decides when PTP has converged
+
 # mini's layers and rates of students were chosen once per task on held-out rows of train: chapter 01's table "choices"
 # shows the runs behind them, and tests/test_profiles.py compares the two. The epochs are a budget, set here; the same
 # table shows what others reach.
@@ -77,11 +80,11 @@ PROFILES = {
     "paper": Profile(
         Settings(model="google-bert/bert-base-uncased", depth=12, held=0.05, batch_size=16, clip=5.0,
                  teacher_lr=3e-5, teacher_epochs=10, lr=3e-5, epochs=10, layers=(1, 2, 3, 4)),
-        {t: {} for t in ("mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli", "mnli-mm")},
+        {t: {} for t in ("mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli")},
         about="BERT-base on GLUE as the papers use it",
     ),
 }
-for _large in ("qnli", "qqp", "mnli", "mnli-mm"):
+for _large in ("qnli", "qqp", "mnli"):
     PROFILES["paper"].tasks[_large] |= {"batch_size": 32, "lr": 2e-5, "epochs": 5, "teacher_lr": 2e-5,
                                         "teacher_epochs": 3}
 
@@ -108,3 +111,8 @@ def settings(name: str, task: str, **changes) -> Settings:
     if unknown := set(changes) - known:
         raise ValueError(f"settings: got {sorted(unknown)}; allowed: {', '.join(sorted(known))}")
     return replace(chosen.base, **(chosen.tasks[task] | changes))
+
+
+def matched(layer: int, layers: int, depth: int) -> int:
+    """Of `depth` layers the one that stands for `layer` of `layers`, from 1: depth layer / layers, halves upwards."""
+    return (2 * depth * layer + layers) // (2 * layers)

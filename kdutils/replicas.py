@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm.auto import tqdm
 
 from kdutils import bert, distil, stacked, tasks
 from kdutils.data import Encoded
@@ -39,22 +38,6 @@ class _Together:
         each, step = {k: v for k, v in batch.items() if k != "step"}, {"step": batch["step"]}
         call = torch.vmap(lambda b, z, h: self.objective(b | step, z, h), (0, 0, None if states is None else 0))
         return call(each, logits, states)
-
-
-class _Each:
-    """One objective a replica, called one after the other: any will do, at the price of many small kernels."""
-
-    def __init__(self, objectives: Sequence[distil.Objective]):
-        self.objectives = list(objectives)
-        self.states = any(o.states for o in objectives)
-        self.tokens = any(o.tokens for o in objectives)
-
-    def __call__(self, batch, logits, states):
-        made = []
-        for i, replica in enumerate(batch["replica"].tolist()):
-            mine = {k: v if k == "step" else v[i] for k, v in batch.items()}
-            made.append(self.objectives[replica](mine, logits[i], None if states is None else states[i]))
-        return {name: torch.stack([terms[name] for terms in made]) for name in made[0]}
 
 
 class Selections:
@@ -119,7 +102,7 @@ def room(student, data: Encoded, settings: Settings, device, states: bool = Fals
     width = int(data.lengths.max())
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        free, before = torch.cuda.mem_get_info(device)[0], torch.cuda.memory_allocated(device)
+        free, before = _left(device), torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         _rehearse([student], width, settings, device, states, tokens)
         need = torch.cuda.max_memory_allocated(device) - before
@@ -131,6 +114,15 @@ def room(student, data: Encoded, settings: Settings, device, states: bool = Fals
     widest = max(layer.intermediate.dense.out_features for layer in student.bert.encoder.layer)
     elements = max(settings.batch_size * width * widest, *(p.numel() for p in student.parameters()))
     return max(1, min(int(SHARE * free / need), LARGEST // elements))
+
+
+def _left(device) -> int:
+    """Bytes of a GPU that are free, or those left of the share that `pools` gives this process, if these are fewer."""
+    free, total = torch.cuda.mem_get_info(device)
+    if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # the oldest torch that is supported may lack it
+        share = torch.cuda.get_per_process_memory_fraction(device.index)
+        free = min(free, int(share * total) - torch.cuda.memory_reserved(device))
+    return free
 
 
 def _rehearse(students, width: int, settings: Settings, device, states: bool, tokens: bool) -> None:
@@ -159,7 +151,6 @@ class _Job:
     steps: int
     evaluate: Callable | None
     drop_last: bool
-    progress: bool
     device: torch.device
 
     @functools.cached_property
@@ -179,7 +170,6 @@ class _Job:
         orders = [torch.Generator().manual_seed(self.seeds[i]) for i in part]
         dtype = str(distil.compute_dtype(self.settings.precision, self.device)).removeprefix("torch.")
         outcomes, log, step = [distil.Outcome(steps=self.steps, dtype=dtype) for _ in part], [], 0
-        bar = tqdm(total=self.steps, desc=f"{len(part)} students", leave=False, disable=not self.progress)
         pack.worker.train()
         while step < self.steps:
             sums: dict[str, torch.Tensor] = {}
@@ -191,7 +181,6 @@ class _Job:
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value
                 step += 1
-                bar.update()
             means = {name: (value / taken).tolist() for name, value in sums.items()}
             metrics = self.evaluate(pack.worker, len(part), step == self.steps, part[0]) if self.evaluate else []
             for i, outcome in enumerate(outcomes):
@@ -199,7 +188,6 @@ class _Job:
                 if metrics:
                     distil.judge(outcome, metrics[i], len(outcome.epochs) + 1)
             pack.worker.train()
-        bar.close()
         stacked.unstack(pack.model, mine)
         return self._finish(outcomes, torch.stack(log, 1), (time.perf_counter() - started) / len(part))
 
@@ -250,24 +238,16 @@ class _Job:
         return made
 
 
-def total_steps(rows: int, settings: Settings, drop_last: bool = False, epochs: float | None = None) -> int:
-    """The steps of training on `rows` rows, as `distil.train` counts them."""
-    per_epoch = rows // settings.batch_size if drop_last else -(-rows // settings.batch_size)
-    return max(1, round(per_epoch * (epochs or settings.epochs)))
-
-
 def train_many(students: Sequence[nn.Module], data: Encoded, objective, settings: Settings, *, seeds: Sequence[int],
-               lrs: Sequence[float] | None = None, epochs: float | None = None, evaluate: Callable | None = None,
-               drop_last: bool = False, max_steps: int | None = None, most: int | None = None,
-               finished: Callable[[int, list], None] | None = None, progress: bool = False,
+               lrs: Sequence[float] | None = None, evaluate: Callable | None = None, drop_last: bool = False,
+               max_steps: int | None = None, finished: Callable[[int, list], None] | None = None,
                device: str | torch.device | None = None) -> list:
-    """Train `students` in place, as many at a time as fit (at most `most`); returns a `distil.Outcome` for each.
+    """Train `students` in place, as many at a time as fit; returns a `distil.Outcome` for each.
 
-    Arguments are `distil.train`'s, with a seed and, if wanted, a rate for each student. `objective` is a list with one
-    for each student, or one for all: a function without state, in whose `batch` "step" (from 0) and "replica", the
-    student's number, pick what is that student's own, as in `weights[batch["replica"]]`; or, with an attribute
-    `packed`, one that is called with the whole pack ([R, b, ...]) and returns terms [R]. `evaluate` comes from
-    `evaluator`.
+    Arguments are `distil.train`'s, with a seed and, if wanted, a rate for each student. `objective` is one for all: a
+    function without state, in whose `batch` "step" (from 0) and "replica", the student's number, pick what is that
+    student's own, as in `weights[batch["replica"]]`; or, with an attribute `packed`, one that is called with the whole
+    pack ([R, b, ...]) and returns terms [R]. `evaluate` comes from `evaluator`.
 
     Without dropout each student ends as `distil.train` leaves it but for the order of sums; with dropout its masks
     depend on its pack. `Outcome.seconds` is a student's share. Out of memory, the pack is halved and starts again. A
@@ -276,17 +256,16 @@ def train_many(students: Sequence[nn.Module], data: Encoded, objective, settings
     its outcomes.
     """
     distil.keep_memory()
-    listed = isinstance(objective, Sequence)
-    for name, values in (("seeds", seeds), ("lrs", lrs), ("objective", objective if listed else None)):
+    for name, values in (("seeds", seeds), ("lrs", lrs)):
         if values is not None and len(values) != len(students):
             raise ValueError(f"{name}: got {len(values)}; allowed: {len(students)}, one for each student")
     if drop_last and len(data) < settings.batch_size:
         raise ValueError(f"rows: got {len(data)}; allowed: {settings.batch_size} or more with drop_last")
-    steps = max_steps or total_steps(len(data), settings, drop_last, epochs)
-    asked = _Each(objective) if listed else objective if getattr(objective, "packed", False) else _Together(objective)
+    steps = max_steps or distil.total_steps(len(data), settings, drop_last)
+    asked = objective if getattr(objective, "packed", False) else _Together(objective)
     job = _Job(students, data, asked, settings, seeds, lrs or [settings.lr] * len(students), steps, evaluate, drop_last,
-               progress, torch.device(device) if device else distil.best_device())
-    fits = min(most or len(students), room(students[0], data, settings, job.device, asked.states, asked.tokens))
+               torch.device(device) if device else distil.best_device())
+    fits = min(len(students), room(students[0], data, settings, job.device, asked.states, asked.tokens))
     outcomes: list = []
     while len(outcomes) < len(students):
         left = len(students) - len(outcomes)

@@ -27,11 +27,13 @@ def measured(frame: pd.DataFrame, arguments: Iterable[str] = (), **more: str) ->
     `score` is the verdict's metric on test, or else on dev, `held` the same on held-out rows; `teacher` and `majority`
     are what the run's teacher and a constant answer score. In a column's name {score} stands for that metric, {paper}
     for the paper's own and {split} for where `score` is read. Times of runs that were trained in a pack are left out:
-    they are shares of the pack's.
+    they are shares of the pack's. Runs of MNLI come a second time, as MNLI-mm (see `task_names`).
     """
     if "extra_packed" in frame:
         times = [column for column in frame if column.endswith("_seconds")]
         frame = frame.assign(**frame[times].where(frame["extra_packed"].isna()))
+
+    frame = _with_mismatched(frame).reset_index(drop=True)
 
     def measures(row):
         task = tasks.get(row["task"])
@@ -44,9 +46,19 @@ def measured(frame: pd.DataFrame, arguments: Iterable[str] = (), **more: str) ->
     return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *arguments]))).join(added)
 
 
-def task_names(data: pd.DataFrame) -> list[str]:
-    """The tasks that have runs, in the order of the data."""
-    return list(dict.fromkeys(data["task"]))
+def _with_mismatched(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs of MNLI once more as runs of MNLI-mm, whose dev set is its second dev split."""
+    on_dev = {name: name.replace("mismatched_", "dev_") for name in frame if "mismatched_" in name}
+    if not on_dev:
+        return frame
+    again = frame[frame["mismatched_accuracy"].notna()]
+    return pd.concat([frame, again.assign(task=tasks.MISMATCHED, **{d: again[m] for m, d in on_dev.items()})])
+
+
+def task_names(data: pd.DataFrame, mismatched: bool = False) -> list[str]:
+    """The tasks that have runs, in the order of the data. MNLI-mm, which the papers print as a task and for which
+    nothing is trained here, only if asked for: in a mean over tasks, MNLI would count twice."""
+    return [name for name in dict.fromkeys(data["task"]) if mismatched or name != tasks.MISMATCHED]
 
 
 # ---------------------------------------------------------------------------------------------------------- differences
@@ -165,13 +177,28 @@ def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
         paper = claims.evaluate(claim["paper_effect"]) if claim.get("paper_effect") else math.nan
         rows[claim["id"]] = {
             "claim": claim["sentence"], "the paper": figures.number(paper, sign=True),
-            summary.LIKE: figures.number(found.get("like_effect"), sign=True), "ours": said(found),
+            summary.LIKE: like(found), "ours": said(found),
             "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def like(found: dict) -> str:
+    """The effect of a judged claim in the paper's own metric, with half its interval."""
+    half = (found.get("like_high", math.nan) - found.get("like_low", math.nan)) / 2
+    text = figures.number(found.get("like_effect"), sign=True)
+    return text if math.isnan(half) else f"{text} ± {figures.number(half)}"
 
 
 def seen(data: pd.DataFrame, claim: str, profile: str) -> str:
     """The smallest effect on a claim, in points, that its runs would have found in four cases of five."""
     (about,) = (c for c in claims.load()["claims"] if c["id"] == claim)
     return figures.number(verdicts.judge(data, about, profile)[-1]["smallest"])
+
+
+def by_task(data: pd.DataFrame, claim: str, profile: str) -> str:
+    """The effect of a claim, in points, on each of the tasks that are pooled for it."""
+    (about,) = (c for c in claims.load()["claims"] if c["id"] == claim)
+    *rows, found = verdicts.judge(data, about, profile)
+    told = [f"{row['task']} {said(row).rpartition(' (')[0]}" for row in rows if row["task"] in found["tasks"]]
+    return readable(", ".join(told)) or figures.DASH

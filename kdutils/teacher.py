@@ -30,26 +30,27 @@ class Signals:
         return Signals(self.logits.to(device), None if self.states is None else self.states.to(device))
 
 
-@torch.inference_mode()
-def ask(model, data: Encoded, states: bool = False, batch_size: int | None = None, precision: str = "auto") -> Signals:
+@torch.no_grad()
+def ask(model, data: Encoded, states: bool = False, precision: str | None = "auto") -> Signals:
     """One forward pass over `data` in eval mode, in batches of similar length: of 32 rows on a CPU, whose cache holds
-    no more, and of 128 on a GPU."""
+    no more, and of 128 on a GPU. `precision` is that of `distil.compute_dtype`, or None: the model's own. The signals
+    are on the CPU."""
     from kdutils.distil import compute_dtype, device_of
 
     was_training, device = model.training, device_of(model)
-    asked = bert.cast(model, compute_dtype(precision, device)).eval()
-    logits = states_of = None
-    for batch in data.batches(batch_size or (128 if device.type == "cuda" else 32), device=device):
-        z, cls = bert.forward(asked, batch, states=states)
-        if logits is None:
-            logits = torch.empty(len(data), z.shape[1])
-            states_of = torch.empty(len(data), *cls.shape[1:], dtype=torch.bfloat16) if states else None
-        rows = batch["index"].cpu()
-        logits[rows] = z.cpu()
+    asked = (bert.cast(model, compute_dtype(precision, device)) if precision else model).eval()
+    told = None
+    for batch in data.batches(128 if device.type == "cuda" else 32, device=device):
+        with torch.inference_mode():
+            z, cls = bert.forward(asked, batch, states=states)
+        if told is None:  # where the model is: a copy to the CPU would be waited for at every batch
+            kept = torch.empty(len(data), *cls.shape[1:], dtype=torch.bfloat16, device=device) if states else None
+            told = Signals(torch.empty(len(data), z.shape[1], device=device), kept)
+        told.logits[batch["index"]] = z
         if states:
-            states_of[rows] = cls.cpu().bfloat16()
+            told.states[batch["index"]] = cls.bfloat16()
     model.train(was_training)
-    return Signals(logits, states_of)
+    return told.to("cpu")
 
 
 def signals(model, data: Encoded, states: bool = False, cache: Path | None = None) -> Signals:
@@ -58,8 +59,9 @@ def signals(model, data: Encoded, states: bool = False, cache: Path | None = Non
         return ask(model, data, states)
     name = hashlib.sha256(f"{checkpoints.hash_of(model)} {data.fingerprint()} {states}".encode()).hexdigest()[:24]
     path = cache / f"{name}.safetensors"
-    if not path.exists():
-        made = ask(model, data, states)
-        checkpoints.write({k: v for k, v in (("logits", made.logits), ("states", made.states)) if v is not None}, path)
-    found = load_file(path)
-    return Signals(found["logits"], found.get("states"))
+    if path.exists():
+        found = load_file(path)
+        return Signals(found["logits"], found.get("states"))
+    made = ask(model, data, states)
+    checkpoints.write({k: v for k, v in (("logits", made.logits), ("states", made.states)) if v is not None}, path)
+    return made

@@ -26,6 +26,7 @@ from kdutils.records import Spec, Store, frame, look_up
 PAPER = "paper"  # as a claim's measure: the metric that the papers print
 FEWEST = 5  # seeds below which nothing is decided
 TEACHER = "extra_teacher_weights"  # the hash of the fine-tuned teacher that a run began with; older records lack it
+DTYPE = "extra_dtype"  # what computed a run
 # A teacher near chance cannot settle a claim about teaching.
 CANNOT_DECIDE = {("mini", "rte"): "its teacher is near chance"}
 
@@ -50,13 +51,14 @@ def results(profile: str, store: Store | None = None) -> pd.DataFrame:
 
 
 def serving(specs: Iterable[Spec], book: dict | None = None) -> list[Spec]:
-    """Those of `specs` that claims read or choose by, on their own tasks and up to their planned seeds, in the order of
-    their worth: headline claims first, task by task, seed by seed."""
+    """Those of `specs`, of one profile, that claims read or choose by, on their own tasks and up to their planned
+    seeds, in the order of their worth: headline claims first, task by task, seed by seed."""
     specs = list(specs)
+    claims = [published.at(claim, specs[0].profile) for claim in (book or published.load())["claims"] if specs]
     table = pd.DataFrame([asdict(spec) | spec.args | {"at": i} for i, spec in enumerate(specs)])
     order: dict[Spec, None] = {}
-    for claim in sorted((book or published.load())["claims"], key=lambda claim: not claim.get("headline", False)):
-        for task in claim["tasks"] if specs else ():
+    for claim in sorted(claims, key=lambda claim: not claim.get("headline", False)):
+        for task in claim["tasks"]:
             found = [_planned(table[(table["task"] == task)], claim[side], claim["seeds"]) for side in "ab"]
             order |= dict.fromkeys(specs[i] for i in pd.concat(found).sort_values(["seed", "at"])["at"])
     return list(order)
@@ -171,18 +173,33 @@ def side(data: pd.DataFrame, where: dict[str, Any], metric: str, protocol: str) 
     return chosen(found, metric, protocol) if where.get("choose") == "sparsity" else found
 
 
-def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | None, Estimate]:
-    """A claim on one task: the differences by seed (None for a claim that is not paired) and its estimate."""
+def sides(data: pd.DataFrame, claim: dict, task: str) -> tuple[list[pd.DataFrame], list[str | None]]:
+    """The records of both sides of a claim on one task, and the column of each that it compares."""
     metric, protocol = tasks.get(task).verdict_metric, claim.get("protocol", "clean")
     found = [side(data[data["task"] == task], claim[name], metric, protocol) for name in "ab"]
     measure = claim.get("measure", metric)
     measure = papers_metric(claim, task) if measure == PAPER else measure
     column = reported(pd.concat(found), measure, protocol)  # one for both sides: test less dev is neither
-    columns = [claim[name].get("value", column) for name in "ab"]
+    return found, [claim[name].get("value", column) for name in "ab"]
+
+
+def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | None, Estimate]:
+    """A claim on one task: the differences by seed (None for a claim that is not paired) and its estimate."""
+    found, columns = sides(data, claim, task)
     if claim["kind"] == "wider":
         return None, spread(*(by_seed(*side).iloc[: claim["seeds"]] for side in zip(found, columns, strict=True)))
     pairs = differences(*found, *columns).iloc[: claim["seeds"]]
     return pairs, paired(pairs, -claim.get("margin", 0.0))
+
+
+def by_arithmetic(data: pd.DataFrame, claim: dict, task: str) -> dict[str, pd.Series]:
+    """The differences by seed of a paired claim on one task, apart for each dtype that computed the runs of side A: a
+    machine without fast bfloat16 computes in float32, and fine-tunes a teacher of its own."""
+    found, columns = sides(data, claim, task)
+    pairs = differences(*found, *columns).iloc[: claim["seeds"]]
+    if pairs.empty or DTYPE not in found[0]:
+        return {}
+    return dict(iter(pairs.groupby(found[0].set_index("seed")[DTYPE].reindex(pairs.index))))
 
 
 def papers_metric(claim: dict, task: str) -> str:
@@ -223,7 +240,7 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
 
     Pooled are the planned tasks that can decide and have five seeds: each seed's differences are averaged over them.
     """
-    claim = claim | claim.get("at", {}).get(profile, {})  # a profile may have other models to compare
+    claim = published.at(claim, profile)
     null = -claim.get("margin", 0.0)
     known = profiles.task_names(profile)
     planned = [task for task in claim["tasks"] if task in known] or known

@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from kdutils import bert, data, distil, dropout, losses, profiles
-from kdutils.experiments import common
-from kdutils.records import Store
+from kdutils import bert, data, distil, dropout, experiments, losses, profiles
+from kdutils.experiments import common, stark
+from kdutils.records import Store, run_once
 from kdutils.spec import to_json
 
 torch.set_num_threads(1)
@@ -63,11 +63,19 @@ def test_two_processes_train_what_one_does(tmp_path):
             assert torch.allclose(found["weights"][name], value, rtol=0, atol=1e-5), name
 
 
+FEW = {"rows": 101, "epochs": 1, "teacher_epochs": 1}
+
+
 def listed(folder, chapter, method, **args):
     """A run of a few steps, in a file of specs."""
-    spec = common.make(chapter, "smoke", "synthetic", method, 0, args, rows=101, epochs=1, teacher_epochs=1)
-    (folder / "list.jsonl").write_text(to_json(asdict(spec)))
-    return spec, ["-m", "kdutils.sweep", "--list", str(folder / "list.jsonl")]
+    spec = common.make(chapter, "smoke", "synthetic", method, 0, args, **FEW)
+    return spec, swept(folder, spec)
+
+
+def swept(folder, *specs):
+    """The program that makes `specs`, which it finds in a file."""
+    (folder / "list.jsonl").write_text("\n".join(to_json(asdict(spec)) for spec in specs))
+    return ["-m", "kdutils.sweep", "--list", str(folder / "list.jsonl")]
 
 
 def test_two_processes_make_one_record_of_a_run_together(tmp_path):
@@ -83,6 +91,23 @@ def test_two_processes_refuse_what_depends_on_more_than_a_batch(tmp_path):
     _, sweep = listed(tmp_path, "05_knowledge_probes", "fixed", knowledge="FinK")
     code, told, _ = launched(*sweep, KDUTILS_RUNS=str(tmp_path / "runs"))
     assert code == 1 and "objective: got Selective with several processes; allowed: Plain" in told
+
+
+def test_two_processes_make_weights_again_whose_record_is_there(tmp_path, monkeypatch):
+    """As on a machine that has the published records only: the first process must not wait, in a training that both
+    make, for one that waits for its lease. DKD counts steps, which both processes do alike."""
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path / "runs"))
+    specs = [stark.sparse("smoke", "synthetic", 0, 0.3), stark.one("smoke", "synthetic", "DKD", 0)]
+    specs = [replace(spec, settings=spec.settings | FEW) for spec in specs]
+    teacher = common.teacher_spec("smoke", "synthetic", common.settings_of(specs[0]))
+    for spec in (teacher, stark.teachers.trial(specs[0])):
+        run_once(spec, experiments.run, Store())
+    for path in (*Store().runs.glob("models/*"), *Store().runs.glob("cache/*")):
+        path.unlink()
+    code, told, said = launched(*swept(tmp_path, *specs), KDUTILS_RUNS=str(tmp_path / "runs"))
+    assert code == 0 and "2 run, 0 in the store before, 0 failed" in told, said[-2000:]
+    assert Store().model_path(teacher).exists() and all(Store().get(spec) for spec in specs)
+    assert len(list(Store().runs.glob("cache/scores-*.safetensors"))) == 1
 
 
 if __name__ == "__main__":

@@ -5,13 +5,26 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdutils import baselines, bert, checkpoints, dropout, dynabert, losses, metakd, stark
+from kdutils import (
+    baselines,
+    bert,
+    checkpoints,
+    dropout,
+    dynabert,
+    knowledge,
+    losses,
+    metakd,
+    peakd,
+    stark,
+)
 from kdutils.data import Encoded
 from kdutils.experiments import common, stark_baselines
 from kdutils.experiments import stark as chapter
@@ -142,6 +155,41 @@ def test_ckd_ignores_padding():
     torch.testing.assert_close(values[0], values[1], atol=1e-5, rtol=1e-5)
 
 
+# ------------------------------------------------------------------------------------------------- at every step
+
+
+class Ops(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.seen[str(operation)] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["PKD", "CKD", "Pea-KD", "KSM", "DynaBERT"])
+def test_no_step_makes_an_index_anew_or_asks_for_a_number(name):
+    """A GPU would be waited for: a list as index is a tensor that is copied there. (On a CPU a forward pass of the
+    teacher looks once whether a batch has padding.)"""
+    teacher, rows = model(), batch(rows=4) | {"index": torch.arange(4)}
+    told, rows["attention_mask"] = Signals(torch.randn(8, 2), torch.randn(8, 5, 32)), torch.ones(4, 7, dtype=torch.long)
+    objective = {
+        "PKD": lambda: baselines.pkd(told, [(1, 2)], 2.0), "CKD": lambda: baselines.ckd(teacher, [(1, 2)], "mrpc"),
+        "Pea-KD": lambda: peakd.objective(told, [(1, 2)]),
+        "KSM": lambda: knowledge.Selective(told, (2, 4), knowledge.constant((1.0,) * 4), 2.0),
+        "DynaBERT": lambda: dynabert.Elastic([(teacher, (2, 4))], teacher, 0.1)}[name]()
+    states = torch.randn(4, 3, 7, 32) if objective.tokens else torch.randn(4, 3, 32)
+    logits = torch.randn(4, 2, requires_grad=True)
+    objective(rows, logits, states)  # indices are made now
+    with Ops() as ops:
+        objective(rows, logits, states)
+    assert not ops.seen["aten.lift_fresh.default"]
+    assert ops.seen["aten._local_scalar_dense.default"] == (name in ("CKD", "DynaBERT"))
+
+
 # ---------------------------------------------------------------------------------------------------------------- DKD
 
 
@@ -218,7 +266,7 @@ def test_takds_student_comes_from_its_assistant_and_learns_from_it(bench, monkey
         return {"extra": {"train_seconds": 1.0}}
 
     monkeypatch.setattr(common, "distil_student", train)
-    stark_baselines.STAGED["TAKD"](spec, made, chapter.initial(spec, made), heat=0.5, weight=3.0)
+    stark_baselines.STAGED["TAKD"](spec, made, heat=0.5, weight=3.0)
     (of_teacher, assistant, first, _, judged), (of_assistant, _, second, start, _) = calls
     assert of_teacher is made and of_assistant.teacher is assistant and not judged
     sizes = [bert.counts(m)["encoder"] for m in (made.teacher, assistant, calls[1][1])]
@@ -331,12 +379,12 @@ def test_metakds_quizzes_are_held_out_rows_and_its_teacher_a_copy(bench, monkeyp
     (spec, made), asked = bench, []
     monkeypatch.setattr(metakd, "MetaKD", lambda *a: asked.append(a) or "objective")
     monkeypatch.setattr(common, "distil_student", lambda *a: asked.append(a) or {"extra": {}})
-    student = chapter.initial(spec, made)
-    stark_baselines.STAGED["MetaKD"](spec, made, student, heat=2.0, weight=0.3)
+    stark_baselines.STAGED["MetaKD"](spec, made, heat=2.0, weight=0.3)
     (learner, teacher, quizzes, *_, tau, seed, rate), (taught, trained, objective, _) = asked
     assert (tau, rate) == (2 * made.settings.tau, pytest.approx(0.3 * metakd.TEACHER_RATE))
     assert quizzes.fingerprint() == made.data.held.fingerprint() != made.data.evaluation["dev"].fingerprint()
-    assert learner is trained is student and objective == "objective" and seed == spec.seed
+    assert checkpoints.hash_of(learner) == checkpoints.hash_of(chapter.initial(spec, made))
+    assert learner is trained and objective == "objective" and seed == spec.seed
     assert teacher is not made.teacher and checkpoints.hash_of(teacher) == checkpoints.hash_of(made.teacher)
     assert taught.settings.precision == "fp32"  # a bf16 run would train a copy of the learner
 

@@ -216,6 +216,27 @@ def test_two_writers_of_one_process_id_do_not_share_a_partial_file(tmp_path, mon
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "scores.safetensors"}
 
 
+def test_an_index_is_made_once_and_serves_gradients_whoever_asks_first():
+    device = torch.device("cpu")
+    with torch.inference_mode():
+        made = bert.index((2, 0), device)
+    assert bert.index((2, 0), device) is made and made.tolist() == [2, 0] and len(bert.index((), device)) == 0
+    states = torch.ones(1, 3, 2, requires_grad=True)
+    states[:, made].sum().backward()
+    assert states.grad[0, :, 0].tolist() == [1, 0, 1]
+
+
+def test_a_pruned_model_is_pruned_again_by_masks_as_long_as_its_layers_are_wide():
+    whole = model()
+    layers, heads = len(whole.bert.encoder.layer), bert.widths(whole)[0][1]
+    stay = torch.rand(layers, heads, generator=torch.Generator().manual_seed(0)) > 0.3
+    fewer = stay & (torch.arange(heads) % 2 == 0)
+    every = torch.ones(bert.widths(whole)[1], dtype=torch.bool)
+    once = bert.prune(bert.prune(whole, stay, every), [f[s] for f, s in zip(fewer, stay, strict=True)], every)
+    assert len(set(stay.sum(1).tolist())) > 1
+    assert checkpoints.hash_of(once) == checkpoints.hash_of(bert.prune(whole, fewer, every))
+
+
 def test_cast():
     made = shared(model())
     assert bert.cast(made, torch.float32) is made

@@ -10,6 +10,7 @@ from benchmarks import __main__ as command
 from benchmarks import loops, packs, paper, training, workload
 from kdutils import bert, data, distil, dropout, experiments, losses, profiles
 from kdutils.pages import cost as cost_page
+from kdutils.pages import paper_plan
 
 torch.set_num_threads(1)
 
@@ -85,11 +86,14 @@ def test_the_paper_profile_runs_without_the_hub(capsys):
     assert batches == dict.fromkeys(("01_pilot", "02_stark", "03_stark_auto"), 16) | dict.fromkeys(
         ("04_peakd", "05_knowledge_probes", "06_ksm"), 32)
     for row in rows:
-        assert row["seconds"] > 0 and row["hours"] > 0 < row["peak GiB"] and 0 < row["runs"] <= row["planned"]
-    measured = [record("paper", rows) | {"dtype": "float32"}]
-    table = cost_page.paper(measured)
+        assert row["seconds"] > 0 < row["peak GiB"]
+    measured = [record("paper", rows)]
+    table, steps = cost_page.paper(measured), cost_page.trainings(measured)
     assert table["chapter"].tolist() == [name for name in experiments.CHAPTERS if name != "00_choices"]
-    assert table["hours"].sum() == pytest.approx(sum(row["hours"] for row in rows))
+    for row in steps.to_dict("records"):
+        runs, passed = paper_plan.planned(experiments.plan(row["chapter"], "paper"))[row["what"]]
+        assert row["runs"] == runs > 0 and row["hours"] == pytest.approx(passed / row["batch"] * row["seconds"] / 3600)
+    assert table["hours"].sum() == pytest.approx(steps["hours"].sum())
     cost_page.paper_cost("04_peakd", measured)
     planned = sum(len(experiments.plan("04_peakd", "paper", task)) for task in profiles.task_names("paper"))
     said = capsys.readouterr().out
@@ -105,14 +109,14 @@ def test_every_training_of_the_paper_profile_is_counted():
     names = {(piece.chapter, name) for piece in paper.PIECES for name in (*piece.trainings, paper.PASS)}
     for chapter in experiments.CHAPTERS:
         for spec in experiments.plan(chapter, "paper", "mrpc"):
-            counted = paper.passes(spec)
+            counted = paper_plan.passes(spec)
             assert {(chapter, name) for name in counted} <= names
             untrained = spec.method.startswith("random_") or (
                 spec.method.removeprefix("tune-") in ("TAKD", "MetaKD", "DynaBERT"))
             assert (not counted) == untrained, str(spec)
     fine_tuned, taught = (experiments.common.make("01_pilot", "paper", "mrpc", method, 0) for method in
                           ("finetune", "distil_from_sparse"))
-    assert paper.planned([fine_tuned, fine_tuned, taught]) == {
+    assert paper_plan.planned([fine_tuned, fine_tuned, taught]) == {
         "fine-tuning": (2, pytest.approx(2 * 10 * 0.95 * 3668)), "student": (1, pytest.approx(10 * 0.95 * 3668))}
 
 
@@ -128,7 +132,8 @@ def test_a_measurement_replaces_the_same_devices_older_one(tmp_path, monkeypatch
 
 
 def record(part, rows, load=0.0, gpu=False):
-    return {"part": part, "rows": rows, "load": load, "threads": 2, "gpu": gpu, "device": "a machine", "task": ""}
+    return {"part": part, "rows": rows, "load": load, "threads": 2, "gpu": gpu, "device": "a machine", "task": "",
+            "dtype": "float32"}
 
 
 def test_targets_are_judged_from_records():
@@ -142,5 +147,5 @@ def test_targets_are_judged_from_records():
     apart["task"] = "sst2"  # whose verdicts read accuracy
     busy = [record("training", [ours], load=4.0), record("replicas", pack, gpu=True), apart]
     assert cost_page.targets(busy)["met"].tolist() == ["yes", "no", "no", "yes", "not measured", "yes", "yes"]
-    assert cost_page.in_short(busy)["pack"] == "20.0 (a machine, 2 threads)"
+    assert cost_page.in_short(busy)["pack"] == "20.0 (a machine, 2 threads, float32)"
     assert cost_page.in_short([])["scoring"] == "not measured yet"

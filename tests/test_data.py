@@ -194,6 +194,20 @@ def test_a_regression_has_real_labels(glue, tokenizer):
     assert all(value == pytest.approx(number / 10) for number, value in numbers(loaded, loaded.dev).items())
 
 
+def test_mnli_s_mismatched_rows_are_evaluated_and_not_trained_on(glue, tokenizer):
+    def rows(numbers):
+        found = pairs(numbers, lambda i: i % 3)
+        return {"premise": found["sentence1"], "hypothesis": found["sentence2"], "label": found["label"]}
+
+    glue("mnli", train=rows(range(50)), validation_matched=rows(range(50, 60)),
+         validation_mismatched=rows(range(60, 75)))
+    loaded = data.load("mnli", Settings(model=tokenizer))
+    assert list(loaded.evaluation) == ["held", "dev", "mismatched"]
+    assert numbers(loaded, loaded.dev) == {i: i % 3 for i in range(50, 60)}
+    assert numbers(loaded, loaded.evaluation["mismatched"]) == {i: i % 3 for i in range(60, 75)}
+    assert set(numbers(loaded, loaded.train)) | set(numbers(loaded, loaded.held)) == set(range(50))
+
+
 def test_rows_longer_than_allowed_are_cut(glue, tokenizer):
     long = {"sentence": [" ".join("7" * 90), "8"], "label": [0, 1], "idx": [0, 1]}
     glue("sst2", train=long, validation=long)

@@ -201,6 +201,13 @@ def test_steps_last_batches_and_hooks(rows):
     assert trained(rows, epochs=0.5)[1].steps == round(0.5 * 13)
 
 
+@pytest.mark.parametrize(("options", "steps"), [({}, 8), ({"drop_last": True}, 6), ({"epochs": 0.5}, 2),
+                                                ({"epochs": 0.01}, 1)])
+def test_steps_are_those_of_all_epochs_and_at_least_one(options, steps):
+    settings = profiles.settings("smoke", "synthetic", batch_size=32, epochs=2)
+    assert distil.total_steps(101, settings, **options) == steps
+
+
 def test_the_test_set_is_scored_once_and_agreement_is_with_the_teacher(rows):
     model = student().eval()
     signals = {name: teacher.ask(model, part) for name, part in rows.evaluation.items()}
@@ -237,13 +244,35 @@ def test_signals_are_in_the_rows_order_and_asked_for_once(rows, tmp_path, monkey
     asked = teacher.ask(model, rows.dev, states=True, precision="fp32")
     assert torch.allclose(asked.at(some).logits, logits, atol=1e-5)
     assert torch.allclose(asked.at(some).states, states, atol=0.02)  # kept in bf16
+    assert (found.logits.dtype, found.states.dtype) == (torch.float32, torch.bfloat16)
+    assert not (found.logits.is_inference() or found.states.is_inference())  # as little as what is read again
     monkeypatch.setattr(teacher, "ask", lambda *a, **k: pytest.fail("asked again"))
     again = teacher.signals(model, rows.dev, states=True, cache=tmp_path)
     assert torch.equal(again.logits, found.logits) and torch.equal(again.states, found.states)
+    assert again.states.dtype == torch.bfloat16
     monkeypatch.undo()
     model.classifier.bias.data += 1
     changed = teacher.signals(model, rows.dev, cache=tmp_path)
     assert torch.allclose(changed.logits, found.logits + 1, atol=0.02) and len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_was_just_asked_is_not_read_again(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher, "load_file", lambda *_: pytest.fail("read again"))
+    assert len(teacher.signals(student(), rows.dev.take(torch.arange(10)), cache=tmp_path).logits) == 10
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_may_be_asked_as_it_is(rows, dtype, monkeypatch):
+    model, some = student().to(dtype), rows.dev.take(torch.arange(10))
+    other = {torch.float32: "bf16", torch.bfloat16: "fp32"}[dtype]
+    found, rounded = (teacher.ask(model, some, precision=precision).logits for precision in (None, other))
+    order = some.lengths.argsort(stable=True)
+    with torch.no_grad():
+        expected = bert.forward(model.eval(), some.batch(order))[0]
+    assert torch.equal(found[order], expected) and not torch.equal(found, rounded)
+    monkeypatch.setattr(bert, "cast", lambda *_: pytest.fail("copied"))
+    teacher.ask(model, some, precision=None)
 
 
 def test_asking_leaves_the_mode_alone(rows):

@@ -175,14 +175,16 @@ def test_runs_of_one_task_under_different_teachers_are_named(tmp_path, monkeypat
         spec = common.make("02_stark", "mini", task, "KD", len(list(tmp_path.rglob("*.json"))), **changes)
         return Store().put(spec, {"metrics": {}, "extra": extra}, 1.0)
 
-    def row(*records):
+    def row(*records, named="teachers"):
         figures.provenance(records)
-        return dict(shown[-1][0].data.itertuples(index=False)).get("teachers")
+        return dict(shown[-1][0].data.itertuples(index=False)).get(named)
 
     same = [taught("mrpc", "a"), taught("mrpc", "a"), taught("stsb", "b"), taught("mrpc", None)]
     other_size = taught("mrpc", "c", model="large", depth=24)  # a teacher of another kind is another by intent
     assert row(*same, other_size) is None and row(same[-1]) is None
     assert row(*same, taught("mrpc", "d")) == "runs of MRPC were taught by 2 different teachers (a, d)"
+    kinds = [{**same[0], "extra": {"dtype": kind}} for kind in ("bfloat16", "float32", "bfloat16")]
+    assert row(*kinds, named="trained in") == "bfloat16 2, float32 1" and row(*kinds[:1], named="trained in") is None
 
 
 def test_with_train_what_is_missing_is_made_once(tmp_path, monkeypatch):

@@ -427,9 +427,18 @@ def test_actions_move_within_a_run_or_between_runs():
     assert ksm_page.movement(measured([old], ksm_page)).empty and ksm_page.mostly_within(table[:0]) == ""
     assert ksm_page.mostly_within(ksm_page.movement(measured(rows[:1], ksm_page))) == "", "one run"
     told = ksm_page.mostly_within(table.reset_index())
-    assert told == ("on mrpc actions deviate by 0.00 to 0.10 within a run and by 0.00 to 0.21 between runs, which is "
-                    "more for 1 of the 4 types")
+    assert told == ("on mrpc actions deviate by 0.00 to 0.10 within a run and by 0.00 to 0.21 between runs; the "
+                    "deviation between runs is the larger one for 1 of the 4 types")
     assert len(ksm_page.actions(measured([old], ksm_page))) == 80
+
+
+def test_what_selects_nothing_stands_beside_soft_ksm_over_dynamic_kd():
+    scores = {"KSM-soft": 0.33, "constant": 0.32, "Random-Soft": 0.34, "Dynamic-KD": 0.30}
+    rows = [run(method, seed, value + seed / 100) for method, value in scores.items() for seed in range(3)]
+    assert ksm_page.unselective(measured(rows, ksm_page)) == (
+        "on mrpc, points over Dynamic KD: soft KSM +3.0 (3), a constant weighting +2.0 (3), random soft "
+        "actions +4.0 (3)")
+    assert ksm_page.unselective(measured(rows[:9], ksm_page)) == ""
 
 
 def test_trials_of_a_constant_show_the_weighting_that_is_taken():

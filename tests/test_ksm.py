@@ -53,7 +53,22 @@ def test_the_one_reward_of_a_step_by_hand(proportion, divided_by):
     """r^p / k is standardised; r^e, 0.4, is added as it is or, in the paper's proportion, divided alike."""
     agent, _ = three_steps(proportion=proportion)
     step = agents.Step(*some_states(count=1)[0], torch.ones(4), explored=0.4, shared=0.15)
-    assert agent.combined(step) == pytest.approx((0.15 - 0.125) / (0.05 / 2**0.5) + 0.4 / divided_by)
+    assert agent.combined([step]) == [pytest.approx((0.15 - 0.125) / (0.05 / 2**0.5) + 0.4 / divided_by)]
+
+
+def test_the_moments_of_rewards_are_computed_once_an_update(monkeypatch):
+    agent, _ = three_steps()
+    moments, asked = agent.moments, []
+    monkeypatch.setattr(Agent, "moments", property(lambda self: asked.append(1) or moments))
+    agent.learn()
+    assert len(asked) == 1 < agent.choices.minibatch
+
+
+def test_losses_of_the_critic_become_numbers_in_the_report():
+    agent, learning = three_steps()
+    assert all(torch.is_tensor(loss) and not loss.requires_grad for loss in [*learning.losses, agent.learn()])
+    assert len(learning.losses) == 3
+    assert learning.report()["critic"] == sum(map(float, learning.losses)) / 3
 
 
 def test_no_reward_from_f1_where_there_are_more_than_two_classes():
@@ -482,6 +497,31 @@ def test_repeated_rows_are_as_many_as_augmented_ones_and_the_same(made, monkeypa
     assert not torch.equal(augmented.ids[1::3], train.ids)
     planned = {s.method for s in runs.plan("mini", "mrpc")}
     assert set(runs.AUGMENTED) <= planned and "vanilla-KD-repeated" in runs.AUGMENTED
+
+
+@pytest.mark.parametrize(("method", "reads"), [("finetune-augmented", False), ("vanilla-KD-augmented", False),
+                                               ("vanilla-KD-repeated", False), ("KSM-soft-augmented", True)])
+def test_states_on_more_rows_are_asked_for_where_they_are_read(made, monkeypatch, method, reads):
+    asked = []
+    monkeypatch.setattr(teacher_module, "ask", lambda *a: asked.append(a[2]) or made.signals["train"])
+    monkeypatch.setattr(common, "cache", lambda: None)
+    runs._more_rows(synthetic(method, copies=1), made)
+    assert asked == [reads]
+
+
+def test_augmented_rows_are_made_once_a_seed(made, monkeypatch):
+    monkeypatch.setattr(teacher_module, "signals", lambda *_, **__: made.signals["train"])
+    first, second, other = (runs._more_rows(replace(synthetic(method, copies=1), seed=seed), made).data.train
+                            for method, seed in (("finetune-augmented", 7), ("vanilla-KD-augmented", 7),
+                                                 ("finetune-augmented", 8)))
+    assert first is second and not torch.equal(first.ids, other.ids)
+
+
+def test_vast_tasks_are_not_augmented_at_the_papers_size():
+    """The states of ten to twenty copies of their rows would not fit, and the paper's Table 4 has neither."""
+    for task in profiles.task_names("paper"):
+        planned = {s.method for s in runs.plan("paper", task)} & set(runs.AUGMENTED)
+        assert planned == (set() if task in ("qqp", "mnli", "stsb") else set(runs.AUGMENTED))
 
 
 def test_augmented_rows_hold_no_word_that_only_evaluation_rows_hold(made):

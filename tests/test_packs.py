@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdutils import bert, distil, dropout, experiments, pools, stacked
-from kdutils.experiments import ksm, packing, peakd, probes, stark
+from kdutils.experiments import ksm, packing, peakd, probes, stark, stark_auto
 from kdutils.records import Store
 
 torch.set_num_threads(1)
@@ -25,6 +25,7 @@ GROUPS = {
                probe("fixed-seed", 7), probe("tuning", 900, weights=(1.0, 1.0, 0.3, 0.1))],
     "KD": [stark.one("smoke", "synthetic", "KD", seed) for seed in (0, 1)],
     "STARK": [stark.sparse("smoke", "synthetic", *pair) for pair in ((0, 0.3), (1, 0.6))],
+    "auto": [stark_auto.one("smoke", "synthetic", *pair) for pair in ((0,), (1,), (0, "dropped", "random"))],
     "pruned": [stark.one("smoke", "synthetic", "FT", seed, "pruned") for seed in (0, 1)],
     "SPS": [peakd.one("smoke", "synthetic", "SPS-2", seed) for seed in (0, 1)],
     "KSM": [ksm.make("smoke", "synthetic", method, 0) for method in ("Random-Soft", "Random-Hard")],
@@ -159,7 +160,8 @@ def test_groups_are_of_one_kind_and_in_the_order_of_their_first_runs(tmp_path, m
     methods = {tuple(sorted({s.method for s in group})) for group in groups["02_stark"] if len(group) > 1}
     assert methods == {("FT",), ("KD",), ("STARK",), ("STARK", "STARK-unstructured")}
     assert {s.method for group in groups["04_peakd"] if len(group) > 1 for s in group} == set(peakd.SPS)
-    assert all(len(group) == 1 for group in groups["03_stark_auto"])
+    students = [{s.args["student"] for s in group} for group in groups["03_stark_auto"]]
+    assert students == [{"dropped"}, {"pruned"}] and all(len(group) == 20 for group in groups["03_stark_auto"])
     assert experiments.packs([*planned["05_knowledge_probes"][:3], *planned["04_peakd"][:1]])[1:] == [
         planned["04_peakd"][:1]
     ]

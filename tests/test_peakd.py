@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from kdutils import bert, checkpoints, data, figures, peakd, profiles, tables
+from kdutils import bert, checkpoints, data, figures, peakd, profiles, tables, teacher
+from kdutils.experiments import common
 from kdutils.experiments import peakd as chapter
 from kdutils.pages import peakd as page
 from kdutils.records import UNPUBLISHED, Store, look_up
@@ -230,7 +231,7 @@ def test_pretraining_keeps_the_best_epoch_and_discards_its_head(smoke, monkeypat
     took = peakd.pretrain(student, rows.with_labels(noise), 4, settings, seed=0)
     gains = [epoch["dev"]["gain"] for epoch in took.epochs]
     best, ran = gains.index(max(gains)), took.steps / -(-58 // settings.batch_size)
-    assert took.best["epoch"] == best + 1 and ran == min(best + 1 + peakd.PATIENCE, peakd.EPOCHS)
+    assert took.best["epoch"] == best + 1 and ran == min(best + 1 + profiles.PTP_PATIENCE, profiles.PTP_EPOCHS)
     assert ran > best + 1, "this case is one where training went on past its best"
     for name, value in student.bert.named_parameters():
         assert torch.equal(value, seen[best][f"bert.{name}"])
@@ -360,6 +361,21 @@ def test_runs_report_what_they_cost(tmp_path, monkeypatch):
         outcome("SPS-3")
 
 
+def test_fold_teachers_answer_for_the_other_half_and_are_asked_once_for_all_seeds(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
+    settings, rows = smoke
+    folds, paths = [bert.load("tiny", 2, seed).eval() for seed in (1, 2)], [tmp_path / f"{i}" for i in range(2)]
+    for model, path in zip(folds, paths, strict=True):
+        checkpoints.save(model, path)
+    monkeypatch.setattr(common, "weights", lambda half: paths[half.args["fold"]])
+    made = common.Bench(settings, data.load("synthetic", settings), None, {}, "cpu", "")
+    found = chapter._crossfit(chapter.one("smoke", "synthetic", "PTP-crossfit", 0), made)
+    for model, other in zip(folds, reversed(chapter._folds(len(rows))), strict=True):
+        assert torch.equal(found[other], teacher.ask(model, rows.take(other)).logits)
+    monkeypatch.setattr(teacher, "ask", lambda *_: pytest.fail("asked again"))
+    assert torch.equal(chapter._crossfit(chapter.one("smoke", "synthetic", "PTP-crossfit", 1), made), found)
+
+
 def fake(method, seed, score, task="mrpc", **more):
     extra = {"extra_layers": 3.0, "extra_effective": 6.0, "extra_encoder": 5e6, "extra_activation_bytes": 2e6,
              "extra_step_seconds": 0.1, "extra_train_seconds": 30.0, "extra_teacher_test_matthews": 0.5,
@@ -473,8 +489,8 @@ def test_a_pooled_effect_is_told_by_task():
     sst2 = [fake(method, s, 0.0, task="sst2", test_accuracy=score) for s in range(5)
             for method, score in (("PatientKD", 0.80), ("Pea-KD", 0.81))]
     data = page.measured(pd.DataFrame([*rows, *sst2]))
-    assert page.by_task(data, "peakd-beats-patient", "mini") == "MRPC −9.6 ± 0.7, SST-2 +1.0"
-    assert page.by_task(data, "sps-step-1", "mini") == figures.DASH
+    assert tables.by_task(data, "peakd-beats-patient", "mini") == "MRPC −9.6 ± 0.7, SST-2 +1.0"
+    assert tables.by_task(data, "sps-step-1", "mini") == figures.DASH
 
 
 def test_memory_is_that_of_the_newest_run_of_a_depth():

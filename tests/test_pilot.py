@@ -120,8 +120,8 @@ def test_an_unknown_method_is_one_line():
 def shown():
     """Three masks of 10 % on MRPC, and two pairs of students; numbers that are easy to follow."""
     def row(method, seed, score, amount=None, **more):
-        test = {"test_matthews": score, "test_confidence": score + 0.3, "dev_f1": 0.8, "test_nll": 0.5}
-        test |= {"extra_majority_test_matthews": 0.0, "extra_majority_dev_f1": 0.812}
+        test = {"test_matthews": score, "test_accuracy": 0.7, "test_confidence": score + 0.3, "test_nll": 0.5}
+        test |= {"dev_f1": 0.8, "extra_majority_test_matthews": 0.0, "extra_majority_dev_f1": 0.812}
         return {"task": "mrpc", "method": method, "seed": seed, "amount": amount, **test, **more}
 
     rows = [row("random_unstructured", seed, 0.5, 0.0) for seed in range(3)]
@@ -153,8 +153,17 @@ def test_students_are_paired_by_seed(shown):
     assert table.loc["10 %", "students"].startswith("42.0") and table.loc["10 %", "agreement"].startswith("70.0")
     assert table.loc["10 %", "teacher"].startswith("25.0")  # of masks 0 and 1, which the two students had
     assert table.loc["0 %", "teacher"] == "50.0"
+    assert table.loc["10 %", pilot_page.LESS] == "+2.0 ± 38.1" and table.loc["0 %", pilot_page.LESS] == "–"
     assert pilot_page.taught_in_words(shown) == (
-        "Here: on MRPC a teacher 25.0 points worse (10 % zeroed) costs its students −2.0 ± 38.1 (2).")
+        "Here, points lost by teachers and by their students at 10 % zeroed: MRPC 25.0 and −2.0.")
+
+
+def test_scattered_zeros_against_whole_units(shown):
+    units = shown[shown["amount"] == 0.1].query("method == 'random_unstructured'").assign(method="random_structured")
+    assert pilot_page.scattered_or_bundled(pd.concat([shown, units.assign(score=0.31)])) == (
+        "Here, at 10 % and on MRPC, scattered zeros cost more on average in 1 of 1 cases.")
+    assert "in 0 of 1" in pilot_page.scattered_or_bundled(pd.concat([shown, units.assign(score=0.29)]))
+    assert pilot_page.scattered_or_bundled(shown) == "Here: no runs yet."
 
 
 def test_what_confidence_fell_with(shown):
@@ -162,7 +171,7 @@ def test_what_confidence_fell_with(shown):
     known["ece"] = 0.1 - known["amount"].astype(float) / 2
     assert pilot_page.honesty_in_words(known) == (
         "Here, at 10 % zeroed: on MRPC confidence goes from 80.0 to 60.0, NLL goes from 0.50 to 0.60, ECE goes from "
-        "10.0 to 5.0 (at its lowest 5.0, with 10 % zeroed).")
+        "10.0 to 5.0 (at its lowest 5.0, with 10 % zeroed), and confidence less accuracy from +10.0 to −10.0.")
     assert pilot_page.honesty_in_words(shown).endswith("no runs yet.")  # without an entropy and a calibration error
 
 
@@ -209,7 +218,7 @@ def test_a_page_without_runs_says_so(shown):
         plt.close(figure)
     assert pilot_page.reliability_in_words(only, "mrpc").endswith("No runs yet.")
     assert pilot_page.amounts(only, "random_structured").empty
-    assert pilot_page.taught_in_words(only) == "Here: no runs yet."
+    assert pilot_page.taught_in_words(only).endswith("no runs yet.")
     assert pilot_page.compared(only).empty and pilot_page.students(only).empty
     sizes = pilot_page.sizes(only)
     assert sizes["millions"].tolist() == ["10.65", "–"] and sizes["score"].tolist() == ["50.0", "0.0"]

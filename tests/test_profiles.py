@@ -36,6 +36,12 @@ def test_settings_of_a_profile():
     assert profiles.settings("mini", "sst2").rows == 8000 and profiles.settings("demo", "rotten").rows == 1600
 
 
+@pytest.mark.parametrize(("layers", "depth", "expected"), [(3, 12, (4, 8, 12)), (4, 6, (2, 3, 5, 6)),
+                                                           (5, 6, (1, 2, 4, 5, 6)), (8, 3, (0, 1, 1, 2, 2, 2, 3, 3))])
+def test_layers_match_the_nearest_of_another_depth_and_halves_the_upper(layers, depth, expected):
+    assert tuple(profiles.matched(i, layers, depth) for i in range(1, layers + 1)) == expected
+
+
 def test_further_seeds_go_to_tasks_that_claims_plan():
     mini, claimed = profiles.profile("mini"), {task for claim in claims.load()["claims"] for task in claim["tasks"]}
     for task in profiles.task_names("mini"):

@@ -33,14 +33,14 @@ def spread(a, b):
     return max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def both(students, objectives, together=None, steps=100, settings=SETTINGS, lrs=None, within=1e-3, **options):
-    """Train copies one at a time with `objectives` and `students` as a pack, compare the losses; returns the copies."""
+def both(students, objectives, together, steps=100, settings=SETTINGS, lrs=None, within=1e-3, **options):
+    """Train copies one at a time with `objectives` and `students` as a pack with the objective `together`, compare the
+    losses; returns the copies."""
     alone, options = [copy.deepcopy(s) for s in students], options | ON | {"max_steps": steps}
     seeds, lrs = range(3, 3 + len(students)), lrs or [settings.lr] * len(students)
     separate = [distil.train(s, DATA.train, o, settings, seed=seed, lr=lr, **options)
                 for s, o, seed, lr in zip(alone, objectives, seeds, lrs, strict=True)]
-    packed = replicas.train_many(students, DATA.train, objectives if together is None else together, settings,
-                                 seeds=seeds, lrs=lrs, **options)
+    packed = replicas.train_many(students, DATA.train, together, settings, seeds=seeds, lrs=lrs, **options)
     for one, other in zip(separate, packed, strict=True):
         assert [step for step, _ in one.curve] == [step for step, _ in other.curve] and one.steps == other.steps
         assert [loss for _, loss in other.curve] == pytest.approx([loss for _, loss in one.curve], abs=within)
@@ -52,8 +52,10 @@ def test_a_pack_is_separate_runs_with_their_own_starts_seeds_rates_and_objective
     students = [student(i) for i in range(3)]
     start = copy.deepcopy(students)
     students[1].classifier.weight.data.mul_(20)  # its gradients are cut by a norm that is not the others'
-    objectives = [distil.stark_kd(TEACHER, tau) for tau in (1.0, 2.0, 6.0)]
-    alone = both(students, objectives, lrs=[1e-3, 3e-4, 2e-3])
+    taus = torch.tensor([1.0, 2.0, 6.0])
+    together = distil.Plain(lambda batch, logits, _: losses.stark(
+        logits, TEACHER.logits[batch["index"]], batch["labels"], taus[batch["replica"]]))
+    alone = both(students, [distil.stark_kd(TEACHER, tau) for tau in taus.tolist()], together, lrs=[1e-3, 3e-4, 2e-3])
     assert max(map(spread, students, alone)) < 1e-3 < 0.02 < min(map(spread, start, alone))
 
 
@@ -88,7 +90,7 @@ def test_selections_replay_each_replicas_own_sequence(drop_last):
 
 def test_shared_students_pack_and_stay_shared():
     students = [peakd.share(student(i)) for i in range(2)]
-    alone = both(students, [TASK] * 2, steps=25)
+    alone = both(students, [TASK] * 2, TASK, steps=25)
     assert max(map(spread, students, alone)) < 1e-3
     top, bottom = (students[0].bert.encoder.layer[i].attention.self for i in (2, 0))
     assert top.query.weight is bottom.key.weight and len(students[0].bert.encoder.layer) == 4
@@ -99,13 +101,14 @@ def test_shared_students_pack_and_stay_shared():
 def test_pruned_students_pack_even_where_a_sub_layer_lost_everything():
     heads, neurons = torch.ones(2, 4, dtype=torch.bool), torch.ones(2, 64, dtype=torch.bool)
     heads[0], heads[1, 1:], neurons[0, :40], neurons[1] = False, False, False, False
-    both([bert.prune(student(i), heads, neurons) for i in range(2)], [TASK] * 2, steps=25)
+    both([bert.prune(student(i), heads, neurons) for i in range(2)], [TASK] * 2, TASK, steps=25)
 
 
 def test_bf16_keeps_float32_weights_and_follows_separate_runs():
     settings = replace(SETTINGS, precision="bf16")
     students = [student(i) for i in range(2)]
-    both(students, [distil.stark_kd(TEACHER, 2.0)] * 2, steps=25, settings=settings, within=0.02)
+    kd = distil.stark_kd(TEACHER, 2.0)
+    both(students, [kd] * 2, kd, steps=25, settings=settings, within=0.02)
     assert students[0].classifier.weight.dtype == torch.float32
 
 
@@ -154,7 +157,7 @@ def test_evaluation_of_a_pack_is_each_students_own():
     for one, other in zip(alone, packed, strict=True):
         assert list(one["dev"]) == list(other["dev"])
         assert all(other[name] == pytest.approx(one[name], abs=1e-5) for name in sets)
-    outcome = replicas.train_many(students, DATA.train, TASK, SETTINGS, seeds=[1, 2], epochs=2,
+    outcome = replicas.train_many(students, DATA.train, TASK, replace(SETTINGS, epochs=2), seeds=[1, 2],
                                   evaluate=replicas.evaluator(DATA.task, sets), **ON)[1]
     assert [list(found) for found in outcome.epochs] == [["dev"], ["dev", "test"]]
     assert outcome.epochs[1]["test"] == pytest.approx(distil.evaluator(DATA.task, sets)(students[1])["test"], abs=1e-6)
@@ -170,6 +173,19 @@ def test_the_memory_that_is_planned_is_about_what_the_backward_pass_keeps():
     planned = stacked.estimate(one, rows, width, torch.float32) - fixed
     assert 0.8 < planned / peakd.activation_bytes(one, batch) < 2
     assert replicas.room(one, DATA.train, SETTINGS, torch.device("cpu")) > 100
+
+
+@pytest.mark.parametrize(("fraction", "left"), [(1.0, 60), (0.9, 60), (0.3, 20), (None, 60)])
+def test_a_gpus_room_is_what_is_free_or_left_of_the_processs_own_share(monkeypatch, fraction, left):
+    """Of 100 bytes 60 are free and 10 are this process's. Without a share to ask for, what is free counts."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
+    name = "get_per_process_memory_fraction"
+    if fraction is None:
+        monkeypatch.delattr(torch.cuda, name, raising=False)
+    else:
+        monkeypatch.setattr(torch.cuda, name, lambda index: fraction, raising=False)
+    assert replicas._left(torch.device("cuda")) == left
 
 
 def test_mistakes_take_one_line():

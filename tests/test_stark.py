@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
+import weakref
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -574,6 +576,13 @@ def test_the_automatic_run_removes_what_its_density_says(runs):
         assert len(curve["x"]) == len(curve["density"]) <= 64
 
 
+def sparse_teachers(patch) -> list:
+    """A list that gets the teachers by which runs replace their bench's."""
+    seen, by = [], teachers.taught_by
+    patch.setattr(teachers, "taught_by", lambda made, teacher, *more: seen.append(teacher) or by(made, teacher, *more))
+    return seen
+
+
 def teaches(asked, rows, told: torch.Tensor, tau: float) -> bool:
     """Whether an objective is KD from the logits `told` [n, outputs] of all rows."""
     taken = rows.batch(torch.arange(8))
@@ -588,13 +597,15 @@ def test_an_automatic_student_learns_from_the_teacher_that_its_scores_made(runs,
     monkeypatch.setattr(teachers, "scores", lambda spec, made: (found, 0.0))
     monkeypatch.setattr(common, "distil_student", lambda *a: asked.append(a) or {"extra": {}})
     spec = replace(runs["auto"][0], args={"student": "dropped"} | ({"scores": scores} if scores else {}), seed=seed)
-    made, extra = common.bench(spec), auto.run(spec)["extra"]
+    made, taught_by = common.bench(spec), sparse_teachers(monkeypatch)
+    extra = auto.run(spec)["extra"]
     ranks = stark.random_scores(made.teacher, seed) if scores else found.knowledgeable()
     sparse = stark.sparsify(made.teacher, *ranks, extra["sparsity"])
     ((taught, student, objective, its),) = asked
     assert len({stark.density_peak(found, reading).sparsity for reading in stark.READINGS[:2]}) == 2
     assert extra["sparsity"] == extra["neuron_sparsity"] == stark.density_peak(found, "A", 1.0).sparsity
-    assert checkpoints.hash_of(taught.teacher) == checkpoints.hash_of(sparse) != checkpoints.hash_of(made.teacher)
+    (its_teacher,) = map(checkpoints.hash_of, taught_by)
+    assert its_teacher == checkpoints.hash_of(sparse) != checkpoints.hash_of(made.teacher)
     assert extra["kept_heads"] == teachers.where(*ranks, [extra["sparsity"]] * 2)["kept_heads"] and its == seed
     told = ask(sparse, made.data.train).logits
     assert torch.equal(taught.signals["train"].logits, told)
@@ -617,14 +628,70 @@ def test_rewinding_gives_every_sparsity_the_same_start(runs, student):
     seconds = teachers.scores(runs[0.6][0], common.bench(runs[0.6][0]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teachers, "scores", lambda spec, made: seconds)  # else the pruned trial student would be trained
+        taught_by = sparse_teachers(patch)
         for spec in (trial, *sparse):
             asked = next(chapter.stages(spec))  # before anything is trained
             starts.add(checkpoints.hash_of(asked.student))
-            told.add(checkpoints.hash_of(asked.made.teacher))
-            signals = ask(asked.made.teacher, asked.made.data.train).logits
+            its = taught_by[-1] if taught_by else common.bench(spec).teacher
+            told.add(checkpoints.hash_of(its))
+            signals = ask(its, asked.made.data.train).logits
             assert teaches(asked.objective, asked.made.data.train, signals, asked.made.settings.tau)
             assert asked.seed == spec.seed
     assert len(starts) == 1 and len(told) == 2
+
+
+@pytest.mark.parametrize(("base", "lasts"), [("KD", False), ("CKD", True)])
+def test_a_sparse_teacher_lasts_as_long_as_it_is_asked(runs, monkeypatch, base, lasts):
+    """A pack holds all its runs until it ends: without their teachers, but for CKD, which asks its live."""
+    spec, made = with_args(runs[0.6][0], base=base), common.bench(runs["KD"][0])
+    scored = teachers.scores(runs[0.6][0], made)
+    monkeypatch.setattr(teachers, "scores", lambda spec, made: scored)
+    sparsify, seen = stark.sparsify, []
+
+    def watched(*args):
+        teacher = sparsify(*args)
+        seen.append(weakref.ref(teacher))
+        return teacher
+
+    monkeypatch.setattr(stark, "sparsify", watched)
+    run = chapter.stages(spec)
+    asked = next(run)
+    gc.collect()
+    assert [teacher() is not None for teacher in seen] == [lasts] and asked.made.teacher is None
+    if base == "KD":
+        run = auto.stages(runs["auto"][0])
+        asked = next(run)
+        gc.collect()
+        assert [teacher() for teacher in seen] == [None, None] and asked.made.signals["train"].logits.numel()
+
+
+def test_students_of_other_rates_and_layers_share_a_bench(runs):
+    spec = runs["KD"][0]
+    made, other = (common.bench(replace(spec, settings=spec.settings | changes)) for changes in
+                   ({}, {"lr": 1.0, "epochs": 9, "layers": [2], "keep": 0.5, "tau": 3.0}))
+    assert other.teacher is made.teacher and other.signals is made.signals
+    assert (made.settings.layers, other.settings.layers, other.settings.tau) == ((1, 4), (2,), 3.0)
+
+
+def test_states_are_kept_of_rows_that_are_trained_on(runs):
+    made = common.bench(runs["KD"][0], states=True)
+    taught, _ = teachers.taught_by(made, made.teacher, states=True)
+    for bench in (made, taught):
+        assert [name for name, told in bench.signals.items() if told.states is not None] == ["train"]
+        assert list(bench.signals) == ["train", *made.data.evaluation]
+
+
+def test_answers_of_teachers_that_are_never_asked_again_are_not_kept(runs, monkeypatch):
+    spec = runs[0.6][0]
+    made, kept = common.bench(spec), sorted(common.cache().iterdir())
+    _, extra = teachers.sparsified(spec, made)
+    assert extra["teacher_seconds"] > 0 and sorted(common.cache().iterdir()) == kept
+    dense, sparse = (common.make("01_pilot", "smoke", "synthetic", "distil_from_sparse", 0, {"amount": amount})
+                     for amount in (0.0, 0.3))
+    runs_again = [experiments.run(replace(one, settings=spec.settings)) for one in (dense, sparse)]
+    assert runs_again[0]["curve"] != runs_again[1]["curve"] and sorted(common.cache().iterdir()) == kept
+    monkeypatch.setattr(teachers, "taught_by", lambda *a: [a])
+    assert chapter.setting(with_args(spec, student="small-teacher"))[-1] == common.cache()  # all its students ask it
 
 
 def test_a_pruned_student_keeps_the_most_expressive_units(runs):

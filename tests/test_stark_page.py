@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from kdutils import records
+from kdutils import records, tables
 from kdutils.experiments import stark, stark_auto
 from kdutils.pages import stark as stark_page
 from kdutils.pages import stark_auto as stark_auto_page
@@ -237,3 +237,34 @@ def test_the_paper_profiles_cost_is_its_plan():
     table = stark_page.paper_cost(0.02).set_index("task")
     assert table.loc["all", "runs"] == table["runs"].iloc[:-1].sum()
     assert table.loc["mnli", "hours"] == pytest.approx(table.loc["mnli", "steps, millions"] * 1e6 * 0.02 / 3600)
+
+
+def test_mnli_stands_twice_beside_the_paper_and_once_in_a_mean_over_tasks():
+    def made(seed, method, better=0.0, **args):
+        splits = {"dev": {"accuracy": 0.7 + better}, "mismatched": {"accuracy": 0.8 + better}}
+        said = {"dev": {"accuracy": 0.9}, "mismatched": {"accuracy": 0.95}}
+        spec = {"chapter": "02_stark", "task": "mnli", "profile": "paper", "method": method, "seed": seed, "args": args}
+        return {"key": f"{method}{seed}", "spec": spec, "metrics": splits, "best": {"epoch": 1} | splits, "losses": {},
+                "extra": {"teacher": said, "majority": said}, "seconds": 1.0, "device": "made up"}
+
+    runs = [made(seed, method, better, student="dropped")
+            for seed in range(5) for method, better in (("KD", 0.0), ("PKD", 0.01))]
+    data = stark_page.measured(records.frame(runs))
+    table = stark_page.beside_the_paper(data).set_index("method")
+    assert table.loc["KD", "mnli accuracy, ours"].startswith("70.0")
+    assert table.loc["PKD", "mnli-mm accuracy, ours"].startswith("81.0")
+    assert pd.notna(table.loc["KD", ["mnli accuracy, paper", "mnli-mm accuracy, paper"]]).all()
+    assert set(data.query("task == 'mnli-mm'")["teacher"]) == {0.95}
+    assert tables.task_names(data) == ["mnli"]
+
+
+def test_what_the_papers_protocol_gives_and_whose_trials_have_not_run(data, nothing):
+    table = stark_page.protocols(data).set_index("rule")
+    said = stark_page.selection_in_words(data)
+    for name, title in (("mrpc", "MRPC"), ("sst2", "SST-2")):
+        assert (f"on {title} it gives {table.loc[stark_page.PAPERS_RULE, name]} over KD, of which selection is "
+                f"{table.loc[stark_page.SELECTION, name]}") in said
+    assert stark_page.selection_in_words(nothing).endswith("no runs yet.")
+    defaults = data[~data["method"].str.startswith("tune")]
+    assert stark_page.untried(defaults).startswith("Here TAKD and MetaKD and DynaBERT stand at the defaults")
+    assert stark_page.untried(nothing) == ""

@@ -249,7 +249,7 @@ def test_what_claims_read_comes_headline_first():
     book = {"claims": [
         {"tasks": ["mrpc"], "seeds": 1, "a": {"method": "TAKD", "choose": "trials"}, "b": {"method": "KD"}},
         {"tasks": ["sst2", "mrpc"], "seeds": 2, "headline": True, "a": {"method": "STARK", "args": {"base": "KD"}},
-         "b": {"method": "KD", "args": {"student": "dropped"}}},
+         "b": {"method": "KD", "args": {"student": "dropped"}}, "at": {"paper": {"tasks": ["stsb"]}}},
     ]}  # fmt: skip
     kd = {(task, seed): spec("KD", seed, task, student="dropped") for task in ("mrpc", "sst2") for seed in range(3)}
     grid = [spec("STARK", seed, base="KD", sparsity=s) for s in (0.1, 0.2) for seed in (1, 0)]
@@ -259,6 +259,8 @@ def test_what_claims_read_comes_headline_first():
     assert found[:2] == [kd["sst2", 0], kd["sst2", 1]]  # the headline claim's tasks, in its order
     assert found[2:8] == [kd["mrpc", 0], grid[1], grid[3], kd["mrpc", 1], grid[0], grid[2]]
     assert set(found[8:]) == {trials[0], trials[1], trials[2]} and verdicts.serving([], book) == []
+    large = [Spec("02_stark", task, "KD", "paper", 0, {"student": "dropped"}, {}) for task in ("sst2", "stsb")]
+    assert verdicts.serving(large, book) == large[1:]  # a claim may have other tasks at another profile
 
 
 def test_seeds_of_different_teachers_are_no_pairs():
@@ -268,6 +270,22 @@ def test_seeds_of_different_teachers_are_no_pairs():
     assert found.round(6).to_dict() == {0: 10.0, 2: 30.0, 3: 40.0}  # older records do not name their teacher
     without = verdicts.differences(a, b.drop(columns=verdicts.TEACHER), "test_matthews", "test_matthews")
     assert len(without) == 4
+
+
+def test_two_arithmetics_are_told_apart(monkeypatch):
+    kinds = ["bfloat16"] * 4 + ["float32"] * 3 + [None]
+    a = [0.50, 0.52, 0.51, 0.53, 0.60, 0.62, 0.64, 0.9]
+    data = pd.concat([runs("A", "mrpc", a, **{verdicts.DTYPE: kinds}),
+                      runs("B", "mrpc", [0.5] * 8, **{verdicts.DTYPE: kinds})])
+    found = verdicts.by_arithmetic(data, CLAIM, "mrpc")
+    assert list(found["bfloat16"].round(6)) == [0, 2, 1, 3] and list(found["float32"].round(6)) == [10, 12, 14]
+    monkeypatch.setattr(verdict_page.published, "load", lambda: {"claims": [CLAIM | {"short": "A beats B"}]})
+    (row,) = verdict_page.another_teacher(data, "mini").to_dict("records")
+    test = stats.ttest_ind(found["bfloat16"], found["float32"], equal_var=False)
+    low, high = test.confidence_interval()
+    assert row["p"] == pytest.approx(test.pvalue)
+    assert row["apart"] == f"−10.5 ± {(high - low) / 2:.1f}" and row["float32"].startswith("+12.0 ± 5.0")
+    assert verdict_page.another_teacher(data[data["seed"] < 6], "mini").empty
 
 
 def test_the_same_runs_on_both_sides_decide_nothing():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from kdutils import profiles, tasks
+from kdutils import processes, profiles, tasks
 from kdutils.records import Spec, Store
 
 TEACHER_SEED = 0  # one teacher a task, as in the papers; chapter 01 fine-tunes further seeds and shows their spread
@@ -29,16 +30,19 @@ def teacher_spec(profile: str, task: str, settings: profiles.Settings, seed: int
                  layers: int | None = None) -> Spec:
     """The fine-tuning run, of chapter 01, that makes a task's teacher. What only students read is left at its default,
     so that a change of it does not ask for a new teacher."""
-    default = profiles.Settings()
-    student_only = {k: getattr(default, k) for k in ("lr", "epochs", "layers", "keep", "tau")}
     args = {"layers": layers or settings.depth}
-    return Spec("01_pilot", task, "finetune", profile, seed, args, asdict(settings) | student_only)
+    return Spec("01_pilot", task, "finetune", profile, seed, args, asdict(_of_teacher(settings)))
+
+
+def _of_teacher(settings: profiles.Settings) -> profiles.Settings:
+    """The settings with the defaults for what only students read."""
+    default = profiles.Settings()
+    return replace(settings, **{k: getattr(default, k) for k in ("lr", "epochs", "layers", "keep", "tau")})
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A task set up: its settings, data, fine-tuned teacher (eval mode) and that teacher's cached signals on every
-    split ("train", "held", "dev" and, where there is one, "test").
+    """A task set up: its settings, data, fine-tuned teacher (eval mode) and what that teacher says (see `told`).
 
     `weights` is the hash of the fine-tuned teacher. It stays where a run puts another teacher made from that one in its
     place: runs with the same hash began with the same teacher."""
@@ -70,29 +74,39 @@ def weights(spec: Spec) -> Path:
 
     store = Store()
     path = store.model_path(spec)
-    if not path.exists() and store.get(spec) is None:
+    if processes.agreed(not path.exists() and store.get(spec) is None):
         run_once(spec, run, store, wait=True)
-    if not path.exists():
-        with store.lease(spec, wait=True):
-            if not path.exists():
+    if processes.agreed(not path.exists()):  # processes launched together train together: only the first has the lease
+        with store.lease(spec, wait=True) if processes.first() else contextlib.nullcontext():
+            if processes.agreed(not path.exists()):
                 run(spec)
     return path
 
 
 @functools.lru_cache(maxsize=4)
 def _bench(profile: str, task: str, settings: profiles.Settings, states: bool) -> Bench:
-    from kdutils import checkpoints, data, distil, teacher
+    from kdutils import checkpoints, data, distil
 
     path = weights(teacher_spec(profile, task, settings))
     made = checkpoints.restore(path).to(distil.best_device())
     hashed = checkpoints.hash_of(made)
     _compare(teacher_spec(profile, task, settings), hashed)
-    loaded = data.load(task, _data_settings(settings))
-    splits = {"train": loaded.train} | loaded.evaluation
-    asked = {k: teacher.signals(made, v, states=states, cache=Store().runs / "cache") for k, v in splits.items()}
-    device = distil.best_device()
-    told = {k: s.to(device) for k, s in asked.items()}
-    return Bench(settings, loaded, made, told, str(device), hashed)
+    loaded, device = data.load(task, _data_settings(settings)), str(distil.best_device())
+    return Bench(settings, loaded, made, told(made, loaded, device, states, cache()), device, hashed)
+
+
+def cache() -> Path:
+    """The folder of what would be asked of a teacher, or computed from it, again."""
+    return Store().runs / "cache"
+
+
+def told(teacher, data, device: str, states: bool = False, cache: Path | None = None) -> dict:
+    """The `Signals` of `teacher` on every split ("train", "held", "dev" and, where there are, "mismatched" and "test"),
+    on `device`; with `states` those of train, which alone are trained on, have the [CLS] states."""
+    from kdutils.teacher import signals
+
+    splits = {"train": data.train} | data.evaluation
+    return {k: signals(teacher, v, states and k == "train", cache).to(device) for k, v in splits.items()}
 
 
 def _compare(spec: Spec, hashed: str) -> None:
@@ -119,9 +133,10 @@ def _data_settings(settings: profiles.Settings) -> profiles.Settings:
 
 
 def bench(spec: Spec, states: bool = False) -> Bench:
-    """The workbench of a spec's task; with `states` the teacher's [CLS] states are there as well. The teacher is
-    trained first where it is not there yet."""
-    return _bench(spec.profile, spec.task, settings_of(spec), states)
+    """The workbench of a spec's task; with `states` the teacher's [CLS] states on train are there as well. The teacher
+    is trained first where it is not there yet."""
+    settings = settings_of(spec)
+    return replace(_bench(spec.profile, spec.task, _of_teacher(settings), states), settings=settings)
 
 
 def load_data(spec: Spec):

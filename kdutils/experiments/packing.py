@@ -103,8 +103,8 @@ def _ended(run: Stages, asked: Distillation, result, count: int) -> dict | Excep
 
 def selections(every: Sequence[Distillation]):
     """`replicas.Selections` of runs whose `knowledge.Selective` chooses without looking at the student."""
-    from kdutils import replicas
+    from kdutils import distil, replicas
 
     first = every[0]
-    steps = replicas.total_steps(len(first.made.data.train), first.made.settings, **first.options)
+    steps = distil.total_steps(len(first.made.data.train), first.made.settings, **first.options)
     return replicas.Selections.of([one.objective for one in every], steps)

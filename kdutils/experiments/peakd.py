@@ -49,7 +49,7 @@ def kept(settings: profiles.Settings, layers: int, init: str = "spread") -> tupl
         return tuple(range(1, layers + 1))
     if layers == len(settings.layers):
         return settings.layers
-    return tuple((2 * settings.depth * i + layers) // (2 * layers) for i in range(1, layers + 1))
+    return tuple(profiles.matched(i, layers, settings.depth) for i in range(1, layers + 1))
 
 
 def one(profile: str, task: str, method: str, seed: int, layers: int | None = None, init: str = "", **args) -> Spec:
@@ -243,5 +243,6 @@ def _crossfit(spec: Spec, made):
     train, logits = made.data.train, torch.empty(len(made.data.train), made.task.outputs)
     for fold, other in enumerate(reversed(_folds(len(train)))):
         half = common.make(CHAPTER, spec.profile, spec.task, "fold-teacher", 0, {"fold": fold})
-        logits[other] = teacher.ask(checkpoints.restore(common.weights(half)), train.take(other)).logits
+        asked = checkpoints.restore(common.weights(half)).to(made.device)
+        logits[other] = teacher.signals(asked, train.take(other), cache=common.cache()).logits
     return logits

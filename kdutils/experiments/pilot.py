@@ -133,7 +133,8 @@ def _distil(spec: Spec) -> dict:
 
     made = common.bench(spec)
     sparse = _sparse(made.teacher, spec)
-    taught = teacher.signals(sparse, made.data.train, cache=Store().runs / "cache").to(made.device)
+    dense = sparse is made.teacher  # a sparse one is never asked again: nothing of it is kept
+    taught = made.signals["train"] if dense else teacher.signals(sparse, made.data.train).to(made.device)
     student = bert.keep_layers(made.teacher, made.settings.layers)
     result = common.distil_student(made, student, distil.stark_kd(taught, made.settings.tau), spec.seed)
     return result | {"extra": result["extra"] | {"teacher_weights": made.weights}}

@@ -14,6 +14,7 @@ The other methods have trials of what is their own, `tune-KD` and so on, with `h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from kdutils import profiles, tasks
 from kdutils.experiments import choices, common, packing
@@ -221,23 +222,21 @@ def stages(spec: Spec) -> packing.Stages:
     base, extra = spec.args.get("base", method), {}
     given = {name: spec.args[name] for name in ("heat", "weight") if name in spec.args}
     made = setting(spec, states=base == "PKD")
+    if base in baselines.STAGED:
+        extra = common.about(made)
+        result = baselines.STAGED[base](spec, made, **given)
+        return result | {"extra": extra | result["extra"]}
     student = initial(spec, made)
     if spec.method.startswith("STARK"):
-        sparse_one, extra = teachers.sparse_teacher(spec, made)
-        made, seconds = teachers.taught_by(made, sparse_one, states=base == "PKD")
-        extra |= seconds
-    extra = common.about(made) | extra
-    if base in baselines.STAGED:
-        result = baselines.STAGED[base](spec, made, student, **given)
-    else:
-        extra |= {"memory": memory(made, student)}
-        asked = baselines.objective(base, made, student, **given)
-        together = baselines.kd_together if base == "KD" else None
-        result = yield packing.Distillation(made, student, asked, spec.seed, together=together)
+        made, extra = teachers.sparsified(spec, made, states=base == "PKD")
+    extra = common.about(made) | extra | {"memory": memory(made, student)}
+    asked = baselines.objective(base, made, student, **given)
+    made = replace(made, teacher=None)  # what the objective does not hold need not last as long as a pack
+    together = baselines.kd_together if base == "KD" else None
+    result = yield packing.Distillation(made, student, asked, spec.seed, together=together)
     if spec.method in BASES:
         teachers.leave_logits(spec, made, student)
-    result["extra"] = extra | result["extra"]
-    return result
+    return result | {"extra": extra | result["extra"]}
 
 
 def setting(spec: Spec, states: bool = False):
@@ -248,7 +247,7 @@ def setting(spec: Spec, states: bool = False):
     if spec.args["student"] != "small-teacher":
         return made
     path = common.weights(common.teacher_spec(spec.profile, spec.task, made.settings, layers=SMALL_TEACHER[0]))
-    return teachers.taught_by(made, checkpoints.restore(path).to(made.device), states)[0]
+    return teachers.taught_by(made, checkpoints.restore(path).to(made.device), states, common.cache())[0]
 
 
 def initial(spec: Spec, made):

@@ -9,11 +9,12 @@ says, but drawn from the seed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from kdutils import profiles
-from kdutils.experiments import common
+from kdutils.experiments import common, packing
+from kdutils.experiments import stark as grid
 from kdutils.experiments import stark_teachers as teachers
-from kdutils.experiments.stark import QUICK
 from kdutils.records import Spec
 
 CHAPTER = "03_stark_auto"
@@ -29,7 +30,7 @@ def one(profile: str, task: str, seed: int, student: str = "dropped", scores: st
 
 def plan(profile: str, task: str) -> list[Spec]:
     """In order of importance; where a profile is no experiment, one run of each kind."""
-    return _quick(profile, task) if profile in QUICK else list(_plan(profile, task))
+    return _quick(profile, task) if profile in grid.QUICK else list(_plan(profile, task))
 
 
 def _quick(profile: str, task: str) -> list[Spec]:
@@ -51,11 +52,33 @@ def _plan(profile: str, task: str) -> Iterator[Spec]:
 
 
 def run(spec: Spec) -> dict:
-    """Read the sparsity off the density, sparsify the teacher, distil the student."""
-    from kdutils import distil, stark
-    from kdutils.experiments import stark as grid
+    return packing.alone(stages(spec))
+
+
+def kind(spec: Spec) -> str:
+    """What runs that share a pack have in common: they are KD from sparse teachers into one student."""
+    return spec.args["student"]
+
+
+def stages(spec: Spec) -> packing.Stages:
+    """A run, see `packing`: read the sparsity off the density, sparsify the teacher, distil the student."""
+    from kdutils import distil
+    from kdutils.experiments.stark_baselines import kd_together
 
     made = common.bench(spec)
+    student = grid.initial(spec, made)
+    made, extra = _sparsified(spec, made)
+    extra |= common.about(made)
+    asked = distil.stark_kd(made.signals["train"], made.settings.tau)
+    made = replace(made, teacher=None)  # it need not last as long as a pack
+    result = yield packing.Distillation(made, student, asked, spec.seed, together=kd_together)
+    return result | {"extra": result["extra"] | extra}
+
+
+def _sparsified(spec: Spec, made: common.Bench) -> tuple:
+    """The bench with the sparse teacher in the place of its own, and what is recorded of it and of its scores."""
+    from kdutils import stark
+
     found, took = teachers.scores(spec, made)
     peak = stark.density_peak(found)
     shares = peak.sparsity, peak.neuron_sparsity
@@ -65,12 +88,8 @@ def run(spec: Spec) -> dict:
     extra |= {"sensitivity": sensitivity(found), "densities": densities(found),
               "random_sparsity": stark.density_peak(control[0]).sparsity}
     extra |= teachers.where(*ranks, shares) | {"score_seconds": took}
-    student = grid.initial(spec, made)
-    taught, seconds = teachers.taught_by(made, stark.sparsify(made.teacher, *ranks, shares))
-    objective = distil.stark_kd(taught.signals["train"], made.settings.tau)
-    result = common.distil_student(taught, student, objective, spec.seed)
-    result["extra"] |= common.about(taught) | extra | seconds
-    return result
+    made, seconds = teachers.taught_by(made, stark.sparsify(made.teacher, *ranks, shares))
+    return made, extra | seconds
 
 
 def sensitivity(scores) -> dict:

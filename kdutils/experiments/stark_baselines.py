@@ -8,7 +8,6 @@ by `heat` and `weight`, of which there are as many pairs as STARK has sparsities
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -35,13 +34,13 @@ def objective(method: str, made, student, heat: float = 1.0, weight: float = 1.0
     """What `student` learns from under FT, KD, PKD, CKD or DKD; `made`'s teacher may be a sparse one."""
     from kdutils import baselines, bert, distil, peakd
 
-    told, settings, rows = made.signals["train"], made.settings, len(made.data.train)
+    told, settings = made.signals["train"], made.settings
     if method == "FT":
         return distil.fine_tuning()
     if method == "KD":
         return distil.stark_kd(told, heat * settings.tau, weight)
     if method == "DKD":
-        steps = round(settings.epochs * -(-rows // settings.batch_size))
+        steps = distil.total_steps(len(made.data.train), settings)
         return baselines.DKD(told, steps, weight * baselines.ALPHA, weight * baselines.GAMMA, heat * baselines.TAU)
     layers, depth = len(student.bert.encoder.layer), len(made.teacher.bert.encoder.layer)
     if method == "PKD":
@@ -63,7 +62,7 @@ def kd_together(every):
         logits, told[batch["replica"], batch["index"]], batch["labels"], tau))
 
 
-def takd(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) -> dict:
+def takd(spec: Spec, made, heat: float = 1.0, weight: float = 1.0) -> dict:
     """TAKD (Mirzadeh et al., 2020): KD into an assistant half-way in size, then from it into the student that it holds.
 
     The assistant of a layer-dropped student has layers between its own and the teacher's depth; that of a pruned one
@@ -80,7 +79,7 @@ def takd(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) -> d
         layers = baselines.between(settings.layers, depth)
         assistant = bert.keep_layers(made.teacher, layers)
     told = distil.stark_kd(made.signals["train"], heat * settings.tau, weight)
-    first = common.distil_student(made, assistant, told, spec.seed, evaluate=False)
+    common.distil_student(made, assistant, told, spec.seed, evaluate=False)
     taught, _ = teachers.taught_by(made, assistant)
     if spec.args["student"] == "pruned":
         student = baselines.inherit(assistant, own, wanted).to(made.device)
@@ -88,18 +87,19 @@ def takd(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) -> d
         student = bert.keep_layers(assistant, [layers.index(i) + 1 for i in settings.layers])
     told = distil.stark_kd(taught.signals["train"], heat * settings.tau, weight)
     result = common.distil_student(taught, student, told, spec.seed)
-    result["extra"] |= common.about(taught) | {"assistant_seconds": first["extra"]["train_seconds"]}
+    result["extra"] |= common.about(taught)
     return result
 
 
-def metakd(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) -> dict:
+def metakd(spec: Spec, made, heat: float = 1.0, weight: float = 1.0) -> dict:
     """MetaKD: the teacher takes a step for every step of the student; held-out rows are its quizzes."""
     from kdutils import distil
+    from kdutils.experiments import stark
     from kdutils.metakd import TEACHER_RATE, MetaKD
 
     made, settings = _in_float32(made), made.settings
-    teacher = copy.deepcopy(made.teacher)
-    learner = MetaKD(student.to(made.device), teacher, made.data.held, settings.batch_size, settings.lr,
+    student, teacher = stark.initial(spec, made).to(made.device), copy.deepcopy(made.teacher)
+    learner = MetaKD(student, teacher, made.data.held, settings.batch_size, settings.lr,
                      heat * settings.tau, spec.seed, weight * TEACHER_RATE)
     result = common.distil_student(made, student, learner, spec.seed)
     after = distil.evaluator(made.task, made.data.evaluation)(teacher)
@@ -107,7 +107,7 @@ def metakd(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) ->
     return result
 
 
-def dynabert(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) -> dict:
+def dynabert(spec: Spec, made, heat: float = 1.0, weight: float = 1.0) -> dict:
     """DynaBERT: all widths at once from the rewired teacher, then all depths at once at the student's own width.
 
     The student of kind `dropped` is the network of full width and the layers `settings.layers`, that of kind `pruned`
@@ -115,7 +115,7 @@ def dynabert(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) 
     """
     from kdutils import baselines, bert, distil, dynabert
 
-    made, settings, started = _in_float32(made), made.settings, time.perf_counter()
+    made, settings = _in_float32(made), made.settings
     pruned, every = spec.args["student"] == "pruned", range(1, len(made.teacher.bert.encoder.layer) + 1)
     width = settings.keep if pruned else 1.0
     wide = dynabert.rewire(made.teacher, *teachers.expressiveness(made)).to(made.device)
@@ -131,9 +131,8 @@ def dynabert(spec: Spec, made, student, heat: float = 1.0, weight: float = 1.0) 
     judge = distil.evaluator(made.task, made.data.evaluation, made.signals)
     result = distil.train(deep, made.data.train, stage, settings, seed=spec.seed,
                           evaluate=lambda model, last: judge(dynabert.shallow(model, own), last))
-    cost = {"student_parameters": bert.counts(dynabert.shallow(deep, own))["encoder"],
-            "total_seconds": time.perf_counter() - started}
-    return common.outcome(result, widths=widths, depths=[len(d) for d in depths], dtype="float32", **cost)
+    return common.outcome(result, widths=widths, depths=[len(d) for d in depths], dtype="float32",
+                          student_parameters=bert.counts(dynabert.shallow(deep, own))["encoder"])
 
 
 def _in_float32(made):

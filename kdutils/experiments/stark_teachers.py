@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from kdutils import processes
 from kdutils.experiments import common
 from kdutils.records import RECIPE, Spec, Store
 
@@ -45,10 +46,12 @@ def remembered(kind: str, about: str, make: Callable[[], dict]) -> tuple[dict, f
     from safetensors.torch import load_file
 
     key = hashlib.sha256(f"{RECIPE} {about}".encode()).hexdigest()[:24]
-    path = Store().runs / "cache" / f"{kind}-{key}.safetensors"
-    if not path.exists():
+    path = common.cache() / f"{kind}-{key}.safetensors"
+    if processes.agreed(not path.exists()):
         made, took = timed(make)
-        _write(made | {"seconds": torch.tensor(took, dtype=torch.float64)}, path)
+        if processes.first():
+            _write(made | {"seconds": torch.tensor(took, dtype=torch.float64)}, path)
+        processes.agreed(None)  # the others wait for the file: their own sums may differ in the last digit
     found = load_file(path)
     took = found.pop("seconds", None)
     return found, None if took is None else float(took)
@@ -117,19 +120,25 @@ def sparse_teacher(spec: Spec, made) -> tuple:
     kind, share = args["scores"], args["sparsity"]
     if spec.method == "STARK-unstructured":
         weights, took = timed(lambda: stark.score_weights(made.teacher, *_scored_on(spec, made), made.settings.tau))
-        pruned, extra = stark.sparsify_weights(made.teacher, weights, share), {}
+        pruned = stark.sparsify_weights(made.teacher, weights, share)
         layers = [torch.cat([w.flatten() for w in layer]) for layer in stark.weight_matrices(pruned)]
-        extra["zeros"] = [float((layer == 0).float().mean()) for layer in layers]
-    elif kind == "random" or kind in ("knowledgeable", *LAMBDAS):
-        if kind == "random":
-            ranks, took = timed(lambda: stark.random_scores(made.teacher, spec.seed))
-        else:
-            found, took = scores(spec, made)
-            ranks = found.knowledgeable(LAMBDAS.get(kind, args.get("lam", 0.5)))
-        pruned, extra = stark.sparsify(made.teacher, *ranks, share), where(*ranks, (share, share))
-    else:
+        return pruned, {"zeros": [float((layer == 0).float().mean()) for layer in layers], "score_seconds": took}
+    if kind not in ("knowledgeable", *LAMBDAS, "random"):
         raise ValueError(f"scores: got {kind!r}; allowed: knowledgeable, {', '.join(LAMBDAS)}, random")
-    return pruned, extra | {"score_seconds": took}
+    if kind == "random":
+        ranks, took = timed(lambda: stark.random_scores(made.teacher, spec.seed))
+    else:
+        found, took = scores(spec, made)
+        ranks = found.knowledgeable(LAMBDAS.get(kind, args.get("lam", 0.5)))
+    pruned = stark.sparsify(made.teacher, *ranks, share)
+    return pruned, where(*ranks, (share, share)) | {"score_seconds": took}
+
+
+def sparsified(spec: Spec, made, states: bool = False) -> tuple:
+    """The bench with the sparse teacher of a STARK run in the place of its own, and what is recorded of it."""
+    teacher, extra = sparse_teacher(spec, made)
+    made, seconds = taught_by(made, teacher, states)
+    return made, extra | seconds
 
 
 def where(heads, neurons, shares: tuple[float, float]) -> dict:
@@ -141,11 +150,9 @@ def where(heads, neurons, shares: tuple[float, float]) -> dict:
             "kept_neurons": stark.kept(neurons, shares[1]).sum(1).tolist()}
 
 
-def taught_by(made, teacher, states: bool = False) -> tuple:
-    """The bench with another teacher and its signals on every split, and the seconds of asking it."""
-    from kdutils.teacher import signals
-
-    started, cache = time.perf_counter(), Store().runs / "cache"
-    splits = {"train": made.data.train} | made.data.evaluation
-    asked = {name: signals(teacher, rows, states, cache).to(made.device) for name, rows in splits.items()}
+def taught_by(made, teacher, states: bool = False, cache: Path | None = None) -> tuple:
+    """The bench with another teacher and its signals, and the seconds of asking it. They are kept in the folder `cache`
+    where it is given: most such teachers are never asked again."""
+    started = time.perf_counter()
+    asked = common.told(teacher, made.data, made.device, states, cache)
     return replace(made, teacher=teacher, signals=asked), {"teacher_seconds": time.perf_counter() - started}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from kdutils import figures, tasks
+from kdutils.experiments import plan
+from kdutils.pages import paper_plan
 from kdutils.records import Record, Store, repository
 
 FIRST = ("chapter", "what", "batch", "reference loop", "seconds", "cpu seconds", "seeds", "reference", "its error",
@@ -18,7 +20,7 @@ HEADS = {"reference / it": "official loop / it", "reference / it, cpu": "officia
 
 
 def benchmarks(path: Path | None = None) -> list[dict]:
-    """The benchmarks' records, one for each part, device and number of threads; none where nothing was measured."""
+    """The benchmarks' records, one for each part, device, number of threads and dtype; none without measurements."""
     path = path or repository() / "book" / "benchmarks.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -29,9 +31,9 @@ def of(found: list[dict], part: str) -> list[dict]:
 
 
 def place(record: dict) -> str:
-    """The hardware that a record was measured on."""
+    """The hardware that a record was measured on, and what it computes in."""
     threads = record["threads"]
-    return f"{record['device']}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{record['device']}, {threads} thread{'s' if threads > 1 else ''}, {record['dtype']}"
 
 
 def show(found: list[dict], part: str, caption: str, digits: int = 2) -> None:
@@ -45,7 +47,7 @@ def show(found: list[dict], part: str, caption: str, digits: int = 2) -> None:
             if name.endswith("hours") or name.startswith(("at once", "minutes")):  # estimates, and counts
                 rows[name] = rows[name].round().astype("Int64")
         first = [name for name in FIRST if name in rows]
-        about = f"{caption}{of_task}: {place(record)}, {record['dtype']}"
+        about = f"{caption}{of_task}: {place(record)}"
         rows = rows.replace({"what": {"reference loop": "official loop"}}) if "what" in rows else rows
         figures.table(rows[[*first, *rows.columns.drop(first)]].rename(columns=HEADS), about, digits)
 
@@ -149,19 +151,36 @@ def in_words(record: dict) -> str:
             f"{whole['ours']:.0f} in all: {parts}.")
 
 
+def trainings(found: list[dict]) -> pd.DataFrame:
+    """What each training of profile paper takes, a row for each place: its step, and what the present plan makes of it
+    (see `paper_plan`): runs that have it, hours and cores' hours."""
+    counts: dict[str, dict] = {}
+    rows = []
+    for record in of(found, "paper"):
+        for row in record["rows"]:
+            name = row["chapter"]
+            if name not in counts:
+                counts[name] = paper_plan.planned(plan(name, "paper"))
+            runs, passed = counts[name].get(row["what"], (0, 0.0))
+            hours = {column: passed / row["batch"] * row[seconds] / 3600
+                     for column, seconds in (("hours", "seconds"), ("core hours", "cpu seconds"))}
+            rows.append({"chapter": name} | {k: row[k] for k in ("what", "batch", "seconds", "cpu seconds")}
+                        | {"runs": runs} | hours | {"peak GiB": row["peak GiB"], "where": place(record)})
+    return pd.DataFrame(rows, columns=["chapter", "what", "batch", "seconds", "cpu seconds", "runs", "hours",
+                                       "core hours", "peak GiB", "where"])
+
+
 def paper(found: list[dict]) -> pd.DataFrame:
     """What each chapter's plan at profile paper takes, one row for each place: chapter, planned runs, peak GiB, hours
     (of a processor that was busy: the cores' hours over the threads), where."""
-    columns = ["chapter", "planned runs", "peak GiB", "hours", "where"]
-    rows: dict[tuple, list] = {}
+    rows, table = [], trainings(found)
     for record in of(found, "paper"):
-        for row in record["rows"]:
-            key = row["chapter"], place(record)
-            made = rows.setdefault(key, [row["chapter"], row["planned"], 0.0, 0.0, place(record)])
-            made[2] = max(made[2], row["peak GiB"])
-            by_cores = busy(record) and not record["gpu"]
-            made[3] += row["core hours"] / record["threads"] if by_cores else row["hours"]
-    return pd.DataFrame(list(rows.values()), columns=columns).sort_values("chapter", kind="stable", ignore_index=True)
+        by_cores = busy(record) and not record["gpu"]
+        for chapter, some in table[table["where"] == place(record)].groupby("chapter"):
+            hours = some["core hours"].sum() / record["threads"] if by_cores else some["hours"].sum()
+            rows.append([chapter, len(plan(chapter, "paper")), some["peak GiB"].max(), hours, place(record)])
+    columns = ["chapter", "planned runs", "peak GiB", "hours", "where"]
+    return pd.DataFrame(rows, columns=columns).sort_values("chapter", kind="stable", ignore_index=True)
 
 
 def paper_cost(chapter: str, found: list[dict] | None = None) -> None:
@@ -174,9 +193,9 @@ def paper_cost(chapter: str, found: list[dict] | None = None) -> None:
     for chapter, runs, memory, hours, where in table.itertuples(index=False):
         about = f"{float(f'{hours:.2g}'):,.0f} hours of training on {where}"
         print(f"{chapter} at profile paper: {runs:,} planned runs, about {about}; at most {memory:.1f} GiB.")
-        steps = [f"{row['what']} {row['seconds']:.2g} s ({row['batch']} rows)" for record in of(found, "paper")
-                 for row in record["rows"] if row["chapter"] == chapter and place(record) == where]
-        print(f"A step: {', '.join(steps)}.")
+        some = trainings(found).query("chapter == @chapter and where == @where").to_dict("records")
+        said = [f"{row['what']} {row['seconds']:.2g} s ({row['batch']} rows)" for row in some]
+        print(f"A step: {', '.join(said)}.")
 
 
 def runs(profile: str) -> list[Record]:

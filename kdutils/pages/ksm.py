@@ -53,7 +53,7 @@ def other(data: pd.DataFrame, task: str) -> int | None:
 def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: bool = False) -> pd.DataFrame:
     """One row a method, `columns` of each task as mean ± half width (n), under their metric (see `compared`); last the
     teacher and a constant answer. With `deeper`, students of the second depth, which is in the tasks' names."""
-    there = {name: other(data, name) if deeper else None for name in task_names(data)}
+    there = {name: other(data, name) if deeper else None for name in task_names(data, mismatched=True)}
     there = {name: layers for name, layers in there.items() if layers or not deeper}
     rows = []
     for method in METHODS:
@@ -87,6 +87,18 @@ def _from_rivals(data: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
     names = [n for n in task_names(data) if (data["profile"].iloc[0], n) not in verdicts.CANNOT_DECIDE]
     return {rival: {n: by_seed(of(data, "KSM-soft", n), of(data, rival, n)) for n in names}
             for rival in METHODS if rival != "KSM-soft"}
+
+
+def unselective(data: pd.DataFrame) -> str:
+    """What weightings that select nothing gain over Dynamic KD, beside soft KSM, paired by seed."""
+    told = []
+    for name in task_names(data):
+        methods = {"soft KSM": "KSM-soft", "a constant weighting": "constant", "random soft actions": "Random-Soft"}
+        gains = {who: versus(of(data, m, name), of(data, "Dynamic-KD", name)) for who, m in methods.items()}
+        if all(e["n"] for e in gains.values()):
+            parts = ", ".join(f"{who} {said(e)}" for who, e in gains.items())
+            told.append(f"on {name}, points over Dynamic KD: {parts}")
+    return "; ".join(told)
 
 
 def places(data: pd.DataFrame) -> str:
@@ -302,8 +314,8 @@ def mostly_within(table: pd.DataFrame) -> str:
     for name, some in several.groupby("task", sort=False) if len(several) else ():
         within, between = some["within a run"], some["between runs"]
         told.append(f"on {name} actions deviate by {within.min():.2f} to {within.max():.2f} within a run and by "
-                    f"{between.min():.2f} to {between.max():.2f} between runs, which is more for "
-                    f"{(between > within).sum()} of the {len(some)} types")
+                    f"{between.min():.2f} to {between.max():.2f} between runs; the deviation between runs is "
+                    f"the larger one for {(between > within).sum()} of the {len(some)} types")
     return "; ".join(told)
 
 
@@ -405,10 +417,11 @@ def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str
     return fig
 
 
-def lines_in_words(data: pd.DataFrame, x: str, y: str, hue: str) -> str:
-    """The ends of every line of `lines`."""
+def lines_in_words(data: pd.DataFrame, x: str, y: str, hue: str, what: str) -> str:
+    """The ends of every line of `lines`, which shows `what`."""
     ends = []
     for (name, group), some in data.groupby(["task", hue], sort=False):
         means = some.groupby(x)[y].mean() * figures.scale(y)
-        ends.append(f"{name}, {group}: {means.iloc[0]:.2f} to {means.iloc[-1]:.2f}")
-    return tables.listed(f"{y} over {x}, from first to last.", ends)
+        digits = 1 if figures.scale(y) == 100 else 3
+        ends.append(f"{name}, {group}: {means.iloc[0]:.{digits}f} to {means.iloc[-1]:.{digits}f}")
+    return tables.listed(f"{what}, from first to last.", ends)

@@ -37,6 +37,15 @@ def ranges(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def share_of_null(data: pd.DataFrame) -> str:
+    """How much of the range that the binomial null expects fixed knowledge spans, as a clause; nothing without runs."""
+    table = ranges(data)
+    same = table[table["policy"] == NAMES["fixed-seed"]].dropna() if len(table) else table
+    parts = [f"{row['range'] / row['range of equals']:.0%}".replace("%", " %") + f" of what this null expects on "
+             f"{tasks.title(row['task'])}" for row in same.to_dict("records")]
+    return f" (fixed knowledge spans {', '.join(parts)}, in the table of ranges below)" if parts else ""
+
+
 def best_of(runs: int, rows: int, accuracy: float) -> tuple[float, float]:
     """Expected worst and best score, as fractions, of `runs` students that are all right with probability `accuracy` on
     each of `rows` rows, independently: order statistics of the binomial."""

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator
 
-from kdutils import claims, figures, tables, tasks, verdicts
+from kdutils import figures, tables, tasks, verdicts
 from kdutils.experiments.peakd import THRESHOLD
 from kdutils.records import Record
 
@@ -63,7 +63,7 @@ def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", 
     """One row a method that has runs: `measure` on each task as `mean ± half width (n)`, in points; for the score and
     the paper's measure also the teacher and a constant answer."""
     rows = []
-    for name in tables.task_names(data):
+    for name in tables.task_names(data, mismatched=True):
         task = tasks.get(name)
         metric = {"score": task.verdict_metric, "paper": task.metrics[0]}.get(measure, measure)
         cells = {method: tables.text(of(data, method, name, **args)[measure]) for method in methods}
@@ -101,14 +101,6 @@ def near_constant(data: pd.DataFrame) -> str:
     return "; ".join(told)
 
 
-def by_task(data: pd.DataFrame, claim: str, profile: str) -> str:
-    """The effect of a claim, in points, on each of the tasks that are pooled for it."""
-    (about,) = (c for c in claims.load()["claims"] if c["id"] == claim)
-    *rows, found = verdicts.judge(data, about, profile)
-    told = [f"{row['task']} {tables.said(row).rpartition(' (')[0]}" for row in rows if row["task"] in found["tasks"]]
-    return tables.readable(", ".join(told)) or figures.DASH
-
-
 def differences(data: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
     """A minus B in score, paired by seed, for each pair on each task that has runs of both; by label."""
     found = {f"{a} − {b}, {name}": tables.versus(of(data, a, name), of(data, b, name))
@@ -140,6 +132,25 @@ def taught(data: pd.DataFrame) -> str:
             counts = [int(runs["extra_effective"].max()) - 1 for runs in (plain, shared)]
             told.append(f"on {name} Patient KD compares {counts[0]} and SPS {counts[1]} of the student's [CLS] states "
                         f"with the teacher's, at β = {shared['extra_beta'].max():g}")
+    return "; ".join(told)
+
+
+def controls(data: pd.DataFrame) -> str:
+    """On which tasks the two controls of SPS have run."""
+    told = []
+    for method in ("stacked-unshared", "SPS-both-swapped"):
+        names = [tasks.title(name) for name in tables.task_names(data) if len(of(data, method, name))]
+        told.append(f"{method} has run on {' and '.join(names) or 'no task yet'}")
+    return f"Here {' and '.join(told)}."
+
+
+def dotted(data: pd.DataFrame, methods: Iterable[str]) -> str:
+    """The mean score of each method by task, in points."""
+    told = []
+    for name in tables.task_names(data):
+        means = {method: of(data, method, name)["score"].mean() * 100 for method in methods}
+        listed = ", ".join(f"{method} {mean:.1f}" for method, mean in means.items() if pd.notna(mean))
+        told.append(f"{name}: {listed or figures.DASH}")
     return "; ".join(told)
 
 

@@ -16,13 +16,15 @@ MEASURES = ("score", "confidence", "entropy", "nll", "ece")
 NAMES = {"score": "score", "confidence": "confidence", "entropy": "entropy", "nll": "NLL", "ece": "ECE"}
 SHOWN = {"random_unstructured": (0.0, 0.05, 0.1), "random_structured": (0.3,)}  # amounts of the reliability diagram
 PAPERS = "paper's metric, dev"
+OVER_AMOUNTS = ("score", "confidence", "nll", "ece")
+LESS = "less the dense teacher's"
 KIND = {"random_unstructured": "weights zeroed", "random_structured": "units removed"}
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
-    """`tables.measured` with confidence, entropy, nll and ece where the score is read (NaN for a regression), and
-    `paper`, the paper's metric on dev, and a constant answer's."""
-    calibration = {name: f"{{split}}_{name}" for name in MEASURES[1:]}
+    """`tables.measured` with accuracy, confidence, entropy, nll and ece where the score is read (NaN for a regression),
+    and `paper`, the paper's metric on dev, and a constant answer's."""
+    calibration = {name: f"{{split}}_{name}" for name in ("accuracy", *MEASURES[1:])}
     return tables.measured(frame, ("amount", "layers", "size"), paper="dev_{paper}",
                            paper_majority="extra_majority_dev_{paper}", **calibration)
 
@@ -112,18 +114,20 @@ def amounts(data: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def honesty_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
-    """For each task with probabilities what zeroing this share does to confidence, NLL and calibration error."""
+    """For each task with probabilities what zeroing this share does to confidence, its excess over accuracy, NLL and
+    calibration error."""
     runs, parts = sparsified(data, "random_unstructured"), []
     for task, part in runs[runs["confidence"].notna()].groupby("task", sort=False):
-        before, after = (part.loc[part["amount"] == share, [*MEASURES]].mean() for share in (0.0, amount))
+        before, after = (part.loc[part["amount"] == share, ["accuracy", *MEASURES]].mean() for share in (0.0, amount))
         if before.isna().any() or after.isna().any():
             continue
+        excess = [figures.number(100 * (at["confidence"] - at["accuracy"]), sign=True) for at in (before, after)]
         moves = [f"{NAMES[name]} goes from {before[name] * figures.scale(name):.{digits}f} to "
                  f"{after[name] * figures.scale(name):.{digits}f}"
                  for name, digits in {"confidence": 1, "nll": 2, "ece": 1}.items()]
         ece = part.groupby("amount")["ece"].mean() * 100
         parts.append(f"on {tasks.title(task)} {', '.join(moves)} (at its lowest {ece.min():.1f}, with "
-                     f"{100 * ece.idxmin():g} % zeroed)")
+                     f"{100 * ece.idxmin():g} % zeroed), and confidence less accuracy from {excess[0]} to {excess[1]}")
     return tables.listed(f"Here, at {100 * amount:g} % zeroed:", parts, "no runs yet") + "."
 
 
@@ -144,6 +148,18 @@ def compared(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna(figures.DASH)
 
 
+def scattered_or_bundled(data: pd.DataFrame) -> str:
+    """At how many tasks and shares, of those that both kinds of sparsity have, zeroed weights cost more score."""
+    means = [masks(data, method).query("amount > 0").groupby(["task", "amount"])["score"].mean() for method in KIND]
+    less = (means[1] - means[0]).dropna()  # units removed less weights zeroed: above zero, scattered zeros cost more
+    if less.empty:
+        return "Here: no runs yet."
+    shares = ", ".join(f"{100 * share:g}" for share in sorted(set(less.index.get_level_values("amount"))))
+    names = ", ".join(map(tasks.title, dict.fromkeys(data.loc[data["task"].isin(less.index.levels[0]), "task"])))
+    return (f"Here, at {shares} % and on {names}, scattered zeros cost more on average in {(less > 0).sum()} of "
+            f"{len(less)} cases.")
+
+
 def taught(data: pd.DataFrame) -> dict[str, dict]:
     """For each task and amount: the students of the sparse teachers minus those of the dense one, paired by seed."""
     runs, found = data[data["method"] == "distil_from_sparse"], {}
@@ -156,8 +172,8 @@ def taught(data: pd.DataFrame) -> dict[str, dict]:
 
 
 def students(data: pd.DataFrame) -> pd.DataFrame:
-    """One row a task and amount: students' score, their agreement with the dense teacher, the score of the teachers
-    that taught them (under their masks); then a constant answer's."""
+    """One row a task and amount: students' score, what it is less that of the dense teacher's students, their agreement
+    with the dense teacher, the score of the teachers that taught them (under their masks); then a constant answer's."""
     rows = []
     found, teachers = data[data["method"] == "distil_from_sparse"], masks(data, "random_unstructured")
     for task, part in found.groupby("task", sort=False):
@@ -166,26 +182,28 @@ def students(data: pd.DataFrame) -> pd.DataFrame:
             own = teachers[(teachers["task"] == task) & (teachers["amount"] == amount)]
             own = own[own["seed"].isin(runs["seed"])] if amount else own.head(1)
             taught, teacher = _means(runs, ("score", "agreement")), _means(own, ("score",))
+            less = tables.versus(runs, part[part["amount"] == 0]) if amount else None
             rows.append(first | {"zeroed": f"{100 * amount:g} %", "students": taught["score"],
+                         LESS: tables.said(less).rpartition(" (")[0] if less and less["n"] else figures.DASH,
                          "agreement": taught["agreement"], "n": taught["n"], "teacher": teacher["score"]})
         rows.append(first | {"zeroed": "constant answer", "students": constant(data, task)["score"]})
-    columns = ["task", "zeroed", "students", "agreement", "n", "teacher"]
+    columns = ["task", "zeroed", "students", LESS, "agreement", "n", "teacher"]
     return pd.DataFrame(rows, columns=columns).fillna(figures.DASH)
 
 
-def taught_in_words(data: pd.DataFrame) -> str:
-    """For each task and amount what the teachers lost and what their students lost by it, in points."""
+def taught_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
+    """What teachers lose by this share of zeroed weights and what their students lose by it, in points, by task."""
     parts, teachers = [], masks(data, "random_unstructured")
     runs = data[data["method"] == "distil_from_sparse"]
-    for (task, amount), part in runs[runs["amount"] > 0].groupby(["task", "amount"]):
+    for task, part in runs[runs["amount"] == amount].groupby("task", sort=False):
         dense, own = (some[(some["task"] == task) & (some["amount"] == 0)] for some in (runs, teachers))
         sparse = teachers[(teachers["task"] == task) & (teachers["amount"] == amount)]
         lost = tables.versus(own, sparse[sparse["seed"].isin(part["seed"])])
         if lost["n"] and len(dense):
-            cost = tables.said(tables.versus(dense, part)).lstrip("+")
-            parts.append(f"on {tasks.title(task)} a teacher {figures.number(lost['effect'])} points worse "
-                         f"({100 * amount:g} % zeroed) costs its students {cost}")
-    return tables.listed("Here:", parts, "no runs yet") + "."
+            students = figures.number(tables.versus(dense, part)["effect"])
+            parts.append(f"{tasks.title(task)} {figures.number(lost['effect'])} and {students}")
+    return tables.listed(f"Here, points lost by teachers and by their students at {100 * amount:g} % zeroed:", parts,
+                         "no runs yet") + "."
 
 
 def choices(profile: str) -> pd.DataFrame:
@@ -269,20 +287,22 @@ def over_amounts(data: pd.DataFrame, method: str):
     with bands over masks."""
     runs = sparsified(data, method)
     shares = runs.assign(share=100 * runs["amount"].astype(float))
-    return _over(shares, "share", f"{KIND[method]}, %", ("score", "confidence", "nll", "ece"), "band")
+    return _over(shares, "share", f"{KIND[method]}, %", OVER_AMOUNTS, "band")
 
 
-def in_words(data: pd.DataFrame, by: str, what: str) -> str:
-    """What `_over` shows: score and confidence at both ends, for each task that has two."""
+def in_words(data: pd.DataFrame, by: str, what: str, names: Sequence[str] = MEASURES[:2]) -> str:
+    """What `_over` shows: the measures `names` at both ends, for each task that has two."""
     said = []
     for task, part in data[data["score"].notna()].groupby("task", sort=False):
         if part[by].nunique() < 2:
             continue
         ends = [part[part[by] == end] for end in (part[by].min(), part[by].max())]
-        score = " to ".join(f"{100 * end['score'].mean():.1f}" for end in ends)
-        sure = " to ".join(f"{100 * end['confidence'].mean():.1f}" for end in ends)
-        said.append(f"{tasks.title(task)}: score {score}" + ("" if "nan" in sure else f", confidence {sure}"))
-    return tables.listed(f"Score and confidence over {what}, smallest to largest.", said, "No runs yet") + "."
+        moves = {name: [end[name].mean() * figures.scale(name) for end in ends] for name in names}
+        known = [f"{NAMES[name]} " + " to ".join(f"{v:.{1 if figures.scale(name) == 100 else 2}f}" for v in values)
+                 for name, values in moves.items() if not np.isnan(values).any()]
+        said.append(f"{tasks.title(task)}: {', '.join(known)}")
+    lead = ", ".join(NAMES[name] for name in names).removeprefix("score")
+    return tables.listed(f"Score{lead} over {what}, smallest to largest.", said, "No runs yet") + "."
 
 
 def _bars(runs: pd.DataFrame) -> pd.DataFrame:

@@ -42,12 +42,21 @@ def curves_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
     """The same for those who do not see it."""
     parts = []
     for name in task_names(data):
-        found = whole(grid(data, name, student))
+        found, chance = whole(grid(data, name, student)), whole(grid(data, name, student, "random"))
         means = found.groupby("sparsity")["score"].mean() * 100
         if len(means):
-            parts.append(f"{name}: {means.iloc[0]:.1f} with the dense teacher, at best {means.max():.1f} at "
-                         f"{means.idxmax():.0%} and {means.iloc[-1]:.1f} at {means.index[-1]:.0%} removed")
+            parts.append(f"{tasks.title(name)}: {means.iloc[0]:.1f} with the dense teacher, at best {means.max():.1f} "
+                         f"at {means.idxmax():.0%} and {means.iloc[-1]:.1f} at {means.index[-1]:.0%} removed"
+                         + "".join(f", {who} {_ends(found, column)}" for who, column in
+                                   (("the teacher", "teacher"), ("its confidence", "confidence")))
+                         + (f", with random scores {_ends(chance, 'score')}" if len(chance) else ""))
     return tables.listed(f"Score of the {student} student over the teacher's sparsity.", parts)
+
+
+def _ends(runs: pd.DataFrame, column: str) -> str:
+    """A column's mean at the lowest and at the highest sparsity, in points."""
+    means = runs.groupby("sparsity")[column].mean() * 100
+    return f"from {means.iloc[0]:.1f} to {means.iloc[-1]:.1f}"
 
 
 def gains_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
@@ -80,7 +89,6 @@ def map_of_heads(data: pd.DataFrame):
     fig, axes = figures.panels(len(there), 2, height=2.2, sharey="row")
     for i, (name, runs) in enumerate(there.items()):
         stay = _stay(runs)
-        neurons = np.mean(runs["extra_kept_neurons"].tolist(), axis=0)
         layers = np.arange(1, len(stay) + 1)
         map_ = axes[i].imshow(100 * stay, origin="lower", aspect="auto", vmin=0, vmax=100, cmap="cividis",
                               extent=(0.5, stay.shape[1] + 0.5, 0.5, len(stay) + 0.5))
@@ -89,8 +97,7 @@ def map_of_heads(data: pd.DataFrame):
         axes[i].set(title=title, xlabel="head", xticks=heads, yticks=layers)
         axes[i].grid(False)
         lower = axes[len(there) + i]
-        layer = neurons.sum() / ((1 - runs["sparsity"].iloc[0]) * len(layers))  # neurons of a layer before
-        lower.barh(layers, neurons / layer * 100, color=figures.COLOURS[0])
+        lower.barh(layers, _neurons(runs), color=figures.COLOURS[0])
         lower.set(xlabel="neurons that stay, %", xlim=(0, 100), yticks=layers)
     for ax in (axes[0], axes[len(there)]):
         ax.set_ylabel("layer")
@@ -105,8 +112,19 @@ def _stay(runs: pd.DataFrame) -> np.ndarray:
 
 def map_in_words(data: pd.DataFrame) -> str:
     """The same for those who do not see it."""
-    parts = [f"{name}: " + ", ".join(f"{k:.1f}" for k in _stay(runs).sum(1)) for name, runs in _halved(data).items()]
-    return tables.listed("Mean number of heads that stay in each layer, from the bottom.", parts)
+    parts = []
+    for name, runs in _halved(data).items():
+        heads, neurons = _stay(runs).sum(1), _neurons(runs)
+        parts.append(f"{tasks.title(name)}: heads " + ", ".join(f"{k:.1f}" for k in heads) + "; neurons, %, "
+                     + ", ".join(f"{share:.0f}" for share in neurons))
+    return tables.listed("What stays in each layer, from the bottom, on average.", parts)
+
+
+def _neurons(runs: pd.DataFrame) -> np.ndarray:
+    """Mean share of its neurons that stays in each layer, in percent, from the bottom."""
+    kept = np.mean(runs["extra_kept_neurons"].tolist(), axis=0)
+    before = kept.sum() / ((1 - runs["sparsity"].iloc[0]) * len(kept))  # of a layer
+    return kept / before * 100
 
 
 def layers_in_words(data: pd.DataFrame) -> str:

@@ -9,12 +9,14 @@ import pandas as pd
 from IPython.display import display
 
 from kdutils import claims as published
-from kdutils import experiments, figures, profiles, tasks
+from kdutils import experiments, figures, profiles, tables, tasks
+from kdutils.intervals import paired, unpaired
 from kdutils.records import command_for, look_up
-from kdutils.verdicts import select
+from kdutils.verdicts import by_arithmetic, select
 
 PAPERS = {key: about["short"] for key, about in published.load()["papers"].items()}
 MARKS = {"holds": ("o", "#0072b2"), "contradicted": ("X", "#d55e00"), "undecided": ("s", "#7f7f7f")}
+ARITHMETICS = ("bfloat16", "float32")
 LINEAR = 3  # points up to which the axis is linear: a few effects are tens of points, most are not
 TICKS = [-30, -10, -3, -2, -1, 0, 1, 2, 3, 10, 30]
 
@@ -91,6 +93,23 @@ def show(table: pd.DataFrame, caption: str, digits: int = 1) -> None:
 def _link(cell: re.Match) -> str:
     chapter, number, section = cell.groups()
     return f'<td><a href="{chapter}.html{section or "#the-result"}">{number}</a></td>'
+
+
+def another_teacher(data: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Claims with seeds on a machine that computed in bfloat16 and on one that did in float32, each with a fine-tuned
+    teacher of its own: the effect on each, in points, and how far apart they are. Two groups of three seeds or more."""
+    rows = []
+    for number, claim in enumerate(published.load()["claims"], 1):
+        if claim["kind"] not in ("beats", "nearly"):
+            continue
+        for task in profiles.task_names(profile):
+            there = by_arithmetic(data, claim, task)
+            if min((len(there.get(kind, ())) for kind in ARITHMETICS), default=0) >= 3:
+                apart = unpaired(*(there[kind] for kind in ARITHMETICS))
+                rows.append({"no.": number, "claim": claim["short"], "task": tasks.title(task)}
+                            | {kind: tables.said(paired(there[kind])) for kind in ARITHMETICS}
+                            | {"apart": tables.said(apart).rpartition(" (")[0], "p": apart["p"]})
+    return pd.DataFrame(rows)
 
 
 def gaps(data: pd.DataFrame, book: dict | None = None) -> pd.DataFrame:
