@@ -79,12 +79,12 @@ def activation_bytes(model, batch: dict) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             seen[storage.data_ptr()] = storage.nbytes()
-        kept.append(tensor)
-        return tensor
+        kept.append(tensor)  # so that no later one takes its storage's place
 
     kept, was_training = [], model.training
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
         bert.forward(model.train(), batch)[0].sum()
+    kept.clear()  # the graph holds this hook, and what the hook holds holds the graph: such a cycle is never freed
     model.train(was_training)
     return sum(seen.values())
 

@@ -1,8 +1,11 @@
 """Pea-KD: sharing and swapping, PTP labels and pre-training, the objective, and the chapter's plan and runs."""
 
+import copy
+import gc
 import math
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -165,6 +168,15 @@ def test_depth_costs_memory_that_sharing_does_not_save(student, batch):
     apart = peakd.activation_bytes(peakd.unshare(peakd.share(student)), batch)
     assert 1.5 * plain < shared == apart
     assert not student.training
+
+
+def test_counting_activations_keeps_none_of_them(student, batch):
+    measured = copy.deepcopy(student)
+    peakd.activation_bytes(measured, batch)
+    gone = weakref.ref(measured.classifier.weight)
+    del measured
+    gc.collect()
+    assert gone() is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- PTP
