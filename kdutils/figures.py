@@ -89,8 +89,8 @@ def missing(specs: Iterable[Spec]) -> None:
 
 
 def provenance(records: Iterable[Record]) -> None:
-    """Show where a chapter's numbers come from: its runs, their hours, commits, devices and versions, and where they
-    differ in it what computed them, and the tasks whose runs do not share one teacher."""
+    """Show where a chapter's numbers come from: its runs, their hours, commits, devices and versions and, where there
+    are several, the dtypes that trained them and the teachers of a task."""
     records = list(records)
     tasks = pd.Series([r["spec"]["task"] for r in records]).value_counts(sort=False)
     commits = ", ".join(sorted({(r["commit"] or "unknown")[:7] + ("*" if r["dirty"] else "") for r in records}))
