@@ -27,12 +27,11 @@ def measured(frame: pd.DataFrame, arguments: Iterable[str] = (), **more: str) ->
     `score` is the verdict's metric on test, or else on dev, `held` the same on held-out rows; `teacher` and `majority`
     are what the run's teacher and a constant answer score. In a column's name {score} stands for that metric, {paper}
     for the paper's own and {split} for where `score` is read. Times of runs that were trained in a pack are left out:
-    they are shares of the pack's. Runs of MNLI come a second time, as MNLI-mm (see `task_names`).
+    they are shares of the pack's; and those of runs in another dtype than most of their task's, which another machine
+    made. Runs of MNLI come a second time, as MNLI-mm (see `task_names`).
     """
-    if "extra_packed" in frame:
-        times = [column for column in frame if column.endswith("_seconds")]
-        frame = frame.assign(**frame[times].where(frame["extra_packed"].isna()))
-
+    times = [column for column in frame if column.endswith("_seconds")]
+    frame = frame.assign(**frame[times].where(_comparable_times(frame)))
     frame = _with_mismatched(frame).reset_index(drop=True)
 
     def measures(row):
@@ -44,6 +43,16 @@ def measured(frame: pd.DataFrame, arguments: Iterable[str] = (), **more: str) ->
 
     added = pd.DataFrame([measures(row) for row in frame.to_dict("records")], index=frame.index)
     return frame.reindex(columns=list(dict.fromkeys([*frame.columns, *arguments]))).join(added)
+
+
+def _comparable_times(frame: pd.DataFrame) -> pd.Series:
+    """Whether the times of each run can stand beside those of the others of its task."""
+    alone = frame.get("extra_packed", pd.Series(index=frame.index, dtype=object)).isna()
+    if verdicts.DTYPE not in frame or frame.empty:
+        return alone
+    kinds = frame[verdicts.DTYPE]
+    most = kinds.groupby(frame["task"]).transform(lambda some: next(iter(some.mode()), None))
+    return alone & (kinds.isna() | (kinds == most))
 
 
 def _with_mismatched(frame: pd.DataFrame) -> pd.DataFrame:
