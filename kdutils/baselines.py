@@ -149,17 +149,18 @@ def decoupled(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor
     """TCKD and NCKD of logits [b, c] for true classes `labels` [b]: KL(t || s) over (true class, all others), and over
     the other classes among themselves; at temperature `tau`, means over the batch, without tau squared. With two
     classes NCKD is 0 and TCKD is plain KD's KL."""
-    true = F.one_hot(labels, student.shape[1]).bool()
-    log_s, log_t = (F.log_softmax(z / tau, -1) for z in (student, teacher))
+    true, rest = labels[:, None], torch.arange(student.shape[1] - 1, device=labels.device)
+    rest = rest + (rest >= true)  # the other classes of each row; a boolean mask would make a GPU wait
 
-    def binary(logp):
-        return torch.stack([logp[true], logp.masked_fill(true, float("-inf")).logsumexp(-1)], -1)
+    def binary(z):
+        logp = F.log_softmax(z / tau, -1)
+        return torch.cat([logp.gather(1, true), logp.gather(1, rest).logsumexp(-1, keepdim=True)], -1)
 
-    def rest(z):
-        return F.log_softmax(z[~true].view(len(z), -1) / tau, -1)
+    def others(z):
+        return F.log_softmax(z.gather(1, rest) / tau, -1)
 
     tckd, nckd = (F.kl_div(a, b, log_target=True, reduction="batchmean")
-                  for a, b in ((binary(log_s), binary(log_t)), (rest(student), rest(teacher))))
+                  for a, b in ((binary(student), binary(teacher)), (others(student), others(teacher))))
     return tckd, nckd
 
 

@@ -277,12 +277,14 @@ def device_of(model) -> torch.device:
 
 def compute_dtype(precision: str, device) -> torch.dtype:
     """The dtype that `precision` ("fp32", "bf16" or "auto") means on `device`: auto is bf16 where the hardware
-    multiplies it faster (a GPU since Ampere, a CPU with AMX), else fp32."""
+    multiplies it faster (a GPU since Ampere, a CPU with AMX or AVX512-BF16), else fp32."""
     if precision not in ("fp32", "bf16", "auto"):
         raise ValueError(f"precision: got {precision!r}; allowed: fp32, bf16, auto")
     if precision == "auto":
-        on_gpu = torch.device(device).type == "cuda"
-        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else torch.cpu._is_amx_tile_supported()
+        if torch.device(device).type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         precision = "bf16" if fast else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 

@@ -227,6 +227,14 @@ def test_a_loss_that_is_not_finite_is_one_line(rows):
         trained(rows, broken, max_steps=2)
 
 
+@pytest.mark.parametrize("amx, avx, faster", [(True, False, torch.bfloat16), (False, True, torch.bfloat16),
+                                              (False, False, torch.float32)])
+def test_auto_is_half_precision_where_the_processor_multiplies_it(monkeypatch, amx, avx, faster):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    assert distil.compute_dtype("auto", "cpu") == faster
+
+
 def test_an_unknown_precision_is_one_line():
     with pytest.raises(ValueError, match="precision: got 'fp16'; allowed: fp32, bf16, auto"):
         distil.compute_dtype("fp16", "cpu")
