@@ -18,7 +18,9 @@ GROUP = ("chapter", "profile", "task", "method")  # a line of the dry run
 MOST = 10_000  # seeds that a text may name: no plan has as many
 FEW = 5  # unknown values that a message names
 POSITIVE = ("depth", "max_length", "batch_size", "teacher_lr", "teacher_epochs", "lr", "epochs")  # settings above 0
-SIMILAR = (GROUP, ("chapter", "profile", "task"), ("profile", "task"), ("profile",))  # runs to estimate from
+SIMILAR = (  # runs to estimate from; methods differ more than tasks do: a mask takes seconds, KSM many trainings
+    GROUP, ("chapter", "profile", "method"), ("chapter", "profile", "task"), ("chapter", "profile"), ("profile",),
+)
 
 
 def is_whole(text: str) -> bool:

@@ -462,10 +462,11 @@ def test_estimates_are_medians_of_the_most_similar_runs(here):
         record(here, a_spec(seconds), seconds)
     record(here, a_spec(1, method="STARK"), 7)
     record(here, a_spec(1, task="rotten"), 50)
-    asked = [a_spec(0), a_spec(0, method="PTP"), a_spec(0, task="rotten", method="PTP"), a_spec(0, task="mrpc")]
-    group = ("chapter", "profile", "task", "method")
+    asked = [a_spec(0), a_spec(0, method="PTP"), a_spec(0, task="rotten", method="PTP"), a_spec(0, task="mrpc"),
+             a_spec(0, task="mrpc", method="PTP"), Spec("02_stark", "mrpc", "KD", "smoke", 0, {}, {})]
+    group, method = ("chapter", "profile", "task", "method"), ("chapter", "profile", "method")
     assert wanted.estimates(asked, here) == [
-        (200, group), (150, group[:3]), (50, group[:3]), (100, ("profile",)),
+        (200, group), (150, group[:3]), (50, group[:3]), (150, method), (100, group[:2]), (100, ("profile",)),
     ]  # fmt: skip
     assert wanted.estimates([Spec("01_pilot", "mrpc", "KD", "mini", 0, {}, {})], here) == [(None, ())]
 
