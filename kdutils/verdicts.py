@@ -187,19 +187,41 @@ def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | Non
     """A claim on one task: the differences by seed (None for a claim that is not paired) and its estimate."""
     found, columns = sides(data, claim, task)
     if claim["kind"] == "wider":
+        found = _of_one_teacher(data, task, found)
         return None, spread(*(by_seed(*side).iloc[: claim["seeds"]] for side in zip(found, columns, strict=True)))
     pairs = differences(*found, *columns).iloc[: claim["seeds"]]
     return pairs, paired(pairs, -claim.get("margin", 0.0))
 
 
-def by_arithmetic(data: pd.DataFrame, claim: dict, task: str) -> dict[str, pd.Series]:
-    """The differences by seed of a paired claim on one task, apart for each dtype that computed the runs of side A: a
-    machine without fast bfloat16 computes in float32, and fine-tunes a teacher of its own."""
+def _teachers(data: pd.DataFrame, task: str, runs: pd.DataFrame) -> pd.Series:
+    """The fine-tuned teacher that each of a task's runs began with. The oldest records do not name it: they were made
+    with the task's first."""
+    if TEACHER not in runs:
+        return pd.Series("", index=runs.index)
+    named = data[data["task"] == task].sort_values("seed", kind="stable")[TEACHER].dropna()
+    return runs[TEACHER].fillna(named.iloc[0] if len(named) else "")
+
+
+def _of_one_teacher(data: pd.DataFrame, task: str, found: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The records of both sides that began with the teacher of the first seed: another teacher would add its own
+    difference to the spread over seeds."""
+    both = pd.concat(found)
+    if both.empty:
+        return found
+    first = _teachers(data, task, both.sort_values("seed", kind="stable")).iloc[0]
+    return [side[_teachers(data, task, side) == first] for side in found]
+
+
+def by_teacher(data: pd.DataFrame, claim: dict, task: str) -> list[pd.DataFrame]:
+    """A paired claim's seeds on one task, apart for each fine-tuned teacher that side A learnt from, in the order of
+    their first seeds: columns `difference`, in points, and `dtype`, which computed it."""
     found, columns = sides(data, claim, task)
     pairs = differences(*found, *columns).iloc[: claim["seeds"]]
-    if pairs.empty or DTYPE not in found[0]:
-        return {}
-    return dict(iter(pairs.groupby(found[0].set_index("seed")[DTYPE].reindex(pairs.index))))
+    if pairs.empty:
+        return []
+    told = found[0].set_index("seed").reindex(pairs.index)
+    table = pd.DataFrame({"difference": pairs, "dtype": told.get(DTYPE)})
+    return [seeds for _, seeds in table.groupby(_teachers(data, task, told), sort=False)]
 
 
 def papers_metric(claim: dict, task: str) -> str:

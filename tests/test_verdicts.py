@@ -272,20 +272,21 @@ def test_seeds_of_different_teachers_are_no_pairs():
     assert len(without) == 4
 
 
-def test_two_arithmetics_are_told_apart(monkeypatch):
-    kinds = ["bfloat16"] * 4 + ["float32"] * 3 + [None]
+def test_seeds_of_two_teachers_are_told_apart(monkeypatch):
+    about = {verdicts.TEACHER: [None, *"xxx", *"yyy", "z"], verdicts.DTYPE: ["bfloat16"] * 4 + ["float32"] * 4}
     a = [0.50, 0.52, 0.51, 0.53, 0.60, 0.62, 0.64, 0.9]
-    data = pd.concat([runs("A", "mrpc", a, **{verdicts.DTYPE: kinds}),
-                      runs("B", "mrpc", [0.5] * 8, **{verdicts.DTYPE: kinds})])
-    found = verdicts.by_arithmetic(data, CLAIM, "mrpc")
-    assert list(found["bfloat16"].round(6)) == [0, 2, 1, 3] and list(found["float32"].round(6)) == [10, 12, 14]
+    data = pd.concat([runs("A", "mrpc", a, **about), runs("B", "mrpc", [0.5] * 8, **about)])
+    first, other, last = (seeds["difference"].round(6) for seeds in verdicts.by_teacher(data, CLAIM, "mrpc"))
+    assert list(first) == [0, 2, 1, 3] and list(other) == [10, 12, 14] and list(last) == [40]  # older: the first's
     monkeypatch.setattr(verdict_page.published, "load", lambda: {"claims": [CLAIM | {"short": "A beats B"}]})
-    (row,) = verdict_page.another_teacher(data, "mini").to_dict("records")
-    test = stats.ttest_ind(found["bfloat16"], found["float32"], equal_var=False)
+    (row,) = verdict_page.another_teacher(data, "mini").to_dict("records")  # one seed of a third says nothing
+    test = stats.ttest_ind(first, other, equal_var=False)
     low, high = test.confidence_interval()
-    assert row["p"] == pytest.approx(test.pvalue)
-    assert row["apart"] == f"−10.5 ± {(high - low) / 2:.1f}" and row["float32"].startswith("+12.0 ± 5.0")
+    assert row["p"] == pytest.approx(test.pvalue) and row["computed in"] == "float32"
+    assert row["apart"] == f"−10.5 ± {(high - low) / 2:.1f}" and row["another"].startswith("+12.0 ± 5.0")
     assert verdict_page.another_teacher(data[data["seed"] < 6], "mini").empty
+    assert verdict_page.another_teacher(data[data["seed"] < 1], "mini").empty  # none is named
+    assert verdict_page.another_teacher(data.drop(columns=verdicts.TEACHER), "mini").empty
 
 
 def test_the_same_runs_on_both_sides_decide_nothing():
@@ -362,6 +363,17 @@ def test_a_spread_claim_on_unpaired_runs_per_task_and_pooled():
     assert width[1] / width[0] == pytest.approx(1 / np.sqrt(2), rel=0.02)
     swapped = judged(data, wider | {"a": {"method": "B"}, "b": {"method": "A"}})
     assert swapped["pooled"]["verdict"] == "contradicted"
+
+
+def test_a_spread_claim_reads_runs_of_one_teacher():
+    """A second teacher's runs, twenty points higher, would widen side A alone."""
+    a, b = RNG.normal(0.6, 0.01, 60), RNG.normal(0.6, 0.01, 60)
+    a[40:50] += 0.2
+    teachers = [None] * 20 + ["x"] * 20 + ["y"] * 10 + ["x"] * 10
+    data = pd.concat([runs("A", "mrpc", a, **{verdicts.TEACHER: teachers}), runs("B", "mrpc", b)])
+    row = judged(data, kind="wider", seeds=50)["mrpc"]
+    spreads = [100 * np.abs(x - np.median(x)).mean() for x in (np.delete(a, range(40, 50)), b[:50])]
+    assert row["n"] == 50 and row["effect"] == pytest.approx(spreads[0] - spreads[1])
 
 
 def test_a_correlation_claim_over_tasks_and_students():

@@ -12,11 +12,10 @@ from kdutils import claims as published
 from kdutils import experiments, figures, profiles, tables, tasks
 from kdutils.intervals import paired, unpaired
 from kdutils.records import command_for, look_up
-from kdutils.verdicts import by_arithmetic, select
+from kdutils.verdicts import by_teacher, select
 
 PAPERS = {key: about["short"] for key, about in published.load()["papers"].items()}
 MARKS = {"holds": ("o", "#0072b2"), "contradicted": ("X", "#d55e00"), "undecided": ("s", "#7f7f7f")}
-ARITHMETICS = ("bfloat16", "float32")
 LINEAR = 3  # points up to which the axis is linear: a few effects are tens of points, most are not
 TICKS = [-30, -10, -3, -2, -1, 0, 1, 2, 3, 10, 30]
 
@@ -96,19 +95,23 @@ def _link(cell: re.Match) -> str:
 
 
 def another_teacher(data: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """Claims with seeds on a machine that computed in bfloat16 and on one that did in float32, each with a fine-tuned
-    teacher of its own: the effect on each, in points, and how far apart they are. Two groups of three seeds or more."""
+    """Claims with three seeds or more of a task's first fine-tuned teacher and of a later one, which another machine
+    made: the effect under each, in points, what computed the later one's runs, and how far apart the two are."""
     rows = []
     for number, claim in enumerate(published.load()["claims"], 1):
         if claim["kind"] not in ("beats", "nearly"):
             continue
         for task in profiles.task_names(profile):
-            there = by_arithmetic(data, claim, task)
-            if min((len(there.get(kind, ())) for kind in ARITHMETICS), default=0) >= 3:
-                apart = unpaired(*(there[kind] for kind in ARITHMETICS))
+            groups = by_teacher(data, claim, task)
+            for other in groups[1:]:
+                both = [seeds["difference"] for seeds in (groups[0], other)]
+                if min(map(len, both)) < 3:
+                    continue
+                apart = unpaired(*both)
                 rows.append({"no.": number, "claim": claim["short"], "task": tasks.title(task)}
-                            | {kind: tables.said(paired(there[kind])) for kind in ARITHMETICS}
-                            | {"apart": tables.said(apart).rpartition(" (")[0], "p": apart["p"]})
+                            | dict(zip(("first teacher", "another"), map(tables.said, map(paired, both)), strict=True))
+                            | {"computed in": "; ".join(sorted(set(other["dtype"].dropna()))),
+                               "apart": tables.said(apart).rpartition(" (")[0], "p": apart["p"]})
     return pd.DataFrame(rows)
 
 
