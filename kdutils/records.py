@@ -27,9 +27,10 @@ from kdutils import processes
 from kdutils.spec import Spec, to_json
 from kdutils.store import RECIPE, Busy, Record, Store, repository, write_atomically
 
-__all__ = ["Busy", "MissingRuns", "RECIPE", "Record", "Spec", "Store", "command_for", "ensure", "frame", "look_up",
-           "publish", "repository", "run_once", "stale", "status", "write_atomically"]
+__all__ = ["Busy", "MissingRuns", "RECIPE", "Record", "Spec", "Store", "TEACHER", "command_for", "ensure", "frame",
+           "look_up", "publish", "repository", "run_once", "stale", "status", "write_atomically"]
 
+TEACHER = "extra_teacher_weights"  # the hash of the fine-tuned teacher that a run began with, as `frame` names it
 UNPUBLISHED = ("smoke", "demo")  # profiles that guard the code and welcome newcomers: their runs stay out of the book
 
 
@@ -115,7 +116,8 @@ def _flat(value: dict, prefix: str) -> dict[str, Any]:
 
 def frame(records: Iterable[Record]):
     """A pandas DataFrame, one row a record: key, chapter, task, profile, method, seed, the arguments by name, metrics
-    as `dev_accuracy`, best-dev ones as `best_dev_f1`, losses as `loss_kd`, extras as `extra_...`, seconds, device."""
+    as `dev_accuracy`, best-dev ones as `best_dev_f1`, losses as `loss_kd`, extras as `extra_...`, seconds, device. The
+    oldest records do not name the teacher that they began with (`TEACHER`): it was their task's first."""
     import pandas
 
     def row(record):
@@ -126,7 +128,11 @@ def frame(records: Iterable[Record]):
         ends = {"seconds": record["seconds"], "device": record["device"]}
         return {"key": record["key"]} | fixed | args | flat | _flat(record["extra"], "extra_") | ends
 
-    return pandas.DataFrame([row(record) for record in records])
+    table = pandas.DataFrame([row(record) for record in records])
+    if TEACHER in table:
+        first = table.sort_values("seed", kind="stable").groupby("task")[TEACHER].first()  # that is named
+        table[TEACHER] = table[TEACHER].fillna(table["task"].map(first))
+    return table
 
 
 def stale(store: Store | None = None) -> list[Record]:

@@ -21,11 +21,10 @@ from kdutils import experiments, profiles, tasks
 from kdutils.experiments import stark
 from kdutils.experiments.stark_baselines import DEFAULT, best_own
 from kdutils.intervals import EMPTY, LEVEL, Estimate, correlation, holm, paired, pool_spreads, spread
-from kdutils.records import Spec, Store, frame, look_up
+from kdutils.records import TEACHER, Spec, Store, frame, look_up
 
 PAPER = "paper"  # as a claim's measure: the metric that the papers print
 FEWEST = 5  # seeds below which nothing is decided
-TEACHER = "extra_teacher_weights"  # the hash of the fine-tuned teacher that a run began with; older records lack it
 DTYPE = "extra_dtype"  # what computed a run
 # A teacher near chance cannot settle a claim about teaching.
 CANNOT_DECIDE = {("mini", "rte"): "its teacher is near chance"}
@@ -112,13 +111,16 @@ def by_seed(data: pd.DataFrame, column: str | None) -> pd.Series:
 
 
 def differences(a: pd.DataFrame, b: pd.DataFrame, of_a: str | None, of_b: str | None) -> pd.Series:
-    """The column `of_a` of A less the column `of_b` of B, in points, by seed. Seeds whose two sides are known to have
-    begun with different teachers are no pairs and are left out: every machine may fine-tune a teacher of its own."""
+    """The column `of_a` of A less the column `of_b` of B, in points, by seed. Seeds whose two sides began with
+    different teachers are no pairs and are left out: every machine may fine-tune a teacher of its own."""
     found = (by_seed(a, of_a) - by_seed(b, of_b)).dropna()
-    if TEACHER not in a or TEACHER not in b:
-        return found
-    ours, theirs = (side.set_index("seed")[TEACHER].reindex(found.index) for side in (a, b))
-    return found[ours.isna() | theirs.isna() | (ours == theirs)]
+    ours, theirs = (_teachers(side).set_axis(side["seed"]).reindex(found.index) for side in (a, b))
+    return found[ours == theirs]
+
+
+def _teachers(data: pd.DataFrame) -> pd.Series:
+    """The fine-tuned teacher that each run began with; "" where no run of the task names one."""
+    return data[TEACHER].fillna("") if TEACHER in data else pd.Series("", index=data.index)
 
 
 def own(data: pd.DataFrame, where: dict[str, Any], metric: str) -> tuple[tuple[float, float] | None, dict]:
@@ -187,29 +189,20 @@ def on_task(data: pd.DataFrame, claim: dict, task: str) -> tuple[pd.Series | Non
     """A claim on one task: the differences by seed (None for a claim that is not paired) and its estimate."""
     found, columns = sides(data, claim, task)
     if claim["kind"] == "wider":
-        found = _of_one_teacher(data, task, found)
+        found = _of_one_teacher(found)
         return None, spread(*(by_seed(*side).iloc[: claim["seeds"]] for side in zip(found, columns, strict=True)))
     pairs = differences(*found, *columns).iloc[: claim["seeds"]]
     return pairs, paired(pairs, -claim.get("margin", 0.0))
 
 
-def _teachers(data: pd.DataFrame, task: str, runs: pd.DataFrame) -> pd.Series:
-    """The fine-tuned teacher that each of a task's runs began with. The oldest records do not name it: they were made
-    with the task's first."""
-    if TEACHER not in runs:
-        return pd.Series("", index=runs.index)
-    named = data[data["task"] == task].sort_values("seed", kind="stable")[TEACHER].dropna()
-    return runs[TEACHER].fillna(named.iloc[0] if len(named) else "")
-
-
-def _of_one_teacher(data: pd.DataFrame, task: str, found: list[pd.DataFrame]) -> list[pd.DataFrame]:
+def _of_one_teacher(found: list[pd.DataFrame]) -> list[pd.DataFrame]:
     """The records of both sides that began with the teacher of the first seed: another teacher would add its own
     difference to the spread over seeds."""
     both = pd.concat(found)
     if both.empty:
         return found
-    first = _teachers(data, task, both.sort_values("seed", kind="stable")).iloc[0]
-    return [side[_teachers(data, task, side) == first] for side in found]
+    first = _teachers(both.sort_values("seed", kind="stable")).iloc[0]
+    return [side[_teachers(side) == first] for side in found]
 
 
 def by_teacher(data: pd.DataFrame, claim: dict, task: str) -> list[pd.DataFrame]:
@@ -221,7 +214,7 @@ def by_teacher(data: pd.DataFrame, claim: dict, task: str) -> list[pd.DataFrame]
         return []
     told = found[0].set_index("seed").reindex(pairs.index)
     table = pd.DataFrame({"difference": pairs, "dtype": told.get(DTYPE)})
-    return [seeds for _, seeds in table.groupby(_teachers(data, task, told), sort=False)]
+    return [seeds for _, seeds in table.groupby(_teachers(told), sort=False)]
 
 
 def papers_metric(claim: dict, task: str) -> str:

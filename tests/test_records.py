@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from kdutils import experiments, figures, profiles, records, spec, store
-from kdutils.records import Busy, MissingRuns, Spec, Store, ensure, frame, look_up, publish, stale
+from kdutils.records import TEACHER, Busy, MissingRuns, Spec, Store, ensure, frame, look_up, publish, stale
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOME = {"metrics": {"dev": {"f1": 0.8, "accuracy": 0.7}}, "best": {"epoch": 2, "dev": {"f1": 0.9}}}
@@ -345,6 +345,14 @@ def test_frame_flattens_a_record(here):
         "best_dev_f1": 0.9, "loss_kd": 0.25, "extra_params_encoder": 7, "seconds": 2.0,
     }  # fmt: skip
     assert frame([]).empty
+
+
+def test_the_oldest_runs_of_a_task_began_with_its_first_teacher(here):
+    teachers = {("mrpc", 3): "other", ("mrpc", 0): None, ("mrpc", 1): "first", ("sst2", 0): None}
+    extra = {name: {"extra": {"teacher_weights": name}} if name else {} for name in teachers.values()}
+    made = [here.put(a_spec(seed, task=task), OUTCOME | extra[name], 1.0) for (task, seed), name in teachers.items()]
+    told = frame(made)[TEACHER]
+    assert list(told[:3]) == ["other", "first", "first"] and told[3:].isna().all()
 
 
 def test_the_store_is_found_from_below_the_repository(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from scipy import stats
 from kdutils import claims, experiments, figures, intervals, records, summary, verdicts
 from kdutils.experiments.stark_baselines import OWN
 from kdutils.pages import verdicts as verdict_page
-from kdutils.records import Spec
+from kdutils.records import TEACHER, Spec
 from kdutils.store import Store
 
 RNG = np.random.default_rng(0)
@@ -264,20 +264,20 @@ def test_what_claims_read_comes_headline_first():
 
 
 def test_seeds_of_different_teachers_are_no_pairs():
-    a = runs("A", "mrpc", [0.5, 0.6, 0.7, 0.8], **{verdicts.TEACHER: ["x", "x", None, "y"]})
-    b = runs("B", "mrpc", [0.4, 0.4, 0.4, 0.4], **{verdicts.TEACHER: ["x", "y", "x", "y"]})
+    a = runs("A", "mrpc", [0.5, 0.6, 0.7, 0.8], **{TEACHER: ["x", "x", None, "y"]})
+    b = runs("B", "mrpc", [0.4, 0.4, 0.4, 0.4], **{TEACHER: ["x", "y", None, "y"]})
     found = verdicts.differences(a, b, "test_matthews", "test_matthews")
-    assert found.round(6).to_dict() == {0: 10.0, 2: 30.0, 3: 40.0}  # older records do not name their teacher
-    without = verdicts.differences(a, b.drop(columns=verdicts.TEACHER), "test_matthews", "test_matthews")
-    assert len(without) == 4
+    assert found.round(6).to_dict() == {0: 10.0, 2: 30.0, 3: 40.0}
+    unnamed = [table.drop(columns=TEACHER) for table in (a, b)]
+    assert len(verdicts.differences(*unnamed, "test_matthews", "test_matthews")) == 4
 
 
 def test_seeds_of_two_teachers_are_told_apart(monkeypatch):
-    about = {verdicts.TEACHER: [None, *"xxx", *"yyy", "z"], verdicts.DTYPE: ["bfloat16"] * 4 + ["float32"] * 4}
+    about = {TEACHER: list("xxxxyyyz"), verdicts.DTYPE: ["bfloat16"] * 4 + ["float32"] * 4}
     a = [0.50, 0.52, 0.51, 0.53, 0.60, 0.62, 0.64, 0.9]
     data = pd.concat([runs("A", "mrpc", a, **about), runs("B", "mrpc", [0.5] * 8, **about)])
     first, other, last = (seeds["difference"].round(6) for seeds in verdicts.by_teacher(data, CLAIM, "mrpc"))
-    assert list(first) == [0, 2, 1, 3] and list(other) == [10, 12, 14] and list(last) == [40]  # older: the first's
+    assert list(first) == [0, 2, 1, 3] and list(other) == [10, 12, 14] and list(last) == [40]
     monkeypatch.setattr(verdict_page.published, "load", lambda: {"claims": [CLAIM | {"short": "A beats B"}]})
     (row,) = verdict_page.another_teacher(data, "mini").to_dict("records")  # one seed of a third says nothing
     test = stats.ttest_ind(first, other, equal_var=False)
@@ -285,8 +285,7 @@ def test_seeds_of_two_teachers_are_told_apart(monkeypatch):
     assert row["p"] == pytest.approx(test.pvalue) and row["computed in"] == "float32"
     assert row["apart"] == f"−10.5 ± {(high - low) / 2:.1f}" and row["another"].startswith("+12.0 ± 5.0")
     assert verdict_page.another_teacher(data[data["seed"] < 6], "mini").empty
-    assert verdict_page.another_teacher(data[data["seed"] < 1], "mini").empty  # none is named
-    assert verdict_page.another_teacher(data.drop(columns=verdicts.TEACHER), "mini").empty
+    assert verdict_page.another_teacher(data.drop(columns=TEACHER), "mini").empty
 
 
 def test_the_same_runs_on_both_sides_decide_nothing():
@@ -369,8 +368,8 @@ def test_a_spread_claim_reads_runs_of_one_teacher():
     """A second teacher's runs, twenty points higher, would widen side A alone."""
     a, b = RNG.normal(0.6, 0.01, 60), RNG.normal(0.6, 0.01, 60)
     a[40:50] += 0.2
-    teachers = [None] * 20 + ["x"] * 20 + ["y"] * 10 + ["x"] * 10
-    data = pd.concat([runs("A", "mrpc", a, **{verdicts.TEACHER: teachers}), runs("B", "mrpc", b)])
+    teachers = ["x"] * 40 + ["y"] * 10 + ["x"] * 10
+    data = pd.concat([runs("A", "mrpc", a, **{TEACHER: teachers}), runs("B", "mrpc", b, **{TEACHER: ["x"] * 60})])
     row = judged(data, kind="wider", seeds=50)["mrpc"]
     spreads = [100 * np.abs(x - np.median(x)).mean() for x in (np.delete(a, range(40, 50)), b[:50])]
     assert row["n"] == 50 and row["effect"] == pytest.approx(spreads[0] - spreads[1])
