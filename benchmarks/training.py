@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def _ours(work: Workload, signals: teacher.Signals, **options) -> distil.Outcome
 
 
 def scoring(work: Workload, batches: int = 6) -> list[dict]:
-    """A batch of STARK's scoring pass beside a training step of the model that it scores."""
+    """A batch of STARK's scoring pass, which is in float32, beside a training step of the model that it scores."""
     rows = work.data.train
     order = rows.order(work.settings.batch_size, torch.Generator().manual_seed(0))[: batches + 1]
     student = bert.keep_layers(work.teacher, work.settings.layers)
@@ -65,15 +66,20 @@ def scoring(work: Workload, batches: int = 6) -> list[dict]:
         stark.score(dense, lambda batch: told[batch["index"]], made, work.settings.tau)
         return now() - started
 
+    def trained(precision):
+        ends: list = []
+        settings = replace(work.settings, precision=precision)
+        distil.train(copy.deepcopy(dense), rows.take(torch.cat(order)), distil.fine_tuning(), settings, seed=0,
+                     epochs=1, after_step=lambda *_: ends.append(now()))
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
+
     scored(order[:1])
     score = scored(order[1:]) / batches
-    ends: list = []
-    subset = rows.take(torch.cat(order))
-    distil.train(dense, subset, distil.fine_tuning(), work.settings, seed=0, epochs=1,
-                 after_step=lambda *_: ends.append(now()))
-    step = (ends[-1] - ends[0]) / (len(ends) - 1)
-    ratio = {"training steps": float((score / step)[0]), "training steps, cpu": float((score / step)[1])}
-    return [row("scoring, a batch", score, **ratio), row("fine-tuning the same model, a batch", step)]
+    step, full = trained(work.settings.precision), trained("fp32")
+    ratio = dict(zip(("training steps", "training steps, cpu"), (score / step).tolist(), strict=True))
+    ratio |= dict(zip(("float32 steps", "float32 steps, cpu"), (score / full).tolist(), strict=True))
+    return [row("scoring, a batch", score, **ratio), row("fine-tuning the same model, a batch", step),
+            row("the same in float32, as scores are computed", full)]
 
 
 def quality(work: Workload, seeds: int, epochs: float) -> list[dict]:

@@ -62,8 +62,9 @@ def test_every_part_measures(work):
     for name in ("reference loop", "ours"):
         parts = sum(row[name] for what, row in anatomy.items() if what != "whole step")
         assert 0 < parts < 1.05 * anatomy["whole step"][name]
-    score, step = training.scoring(work, 2)
+    score, step, full = training.scoring(work, 2)
     assert score["training steps"] == pytest.approx(score["seconds"] / step["seconds"])
+    assert score["float32 steps"] == pytest.approx(score["seconds"] / full["seconds"])
     one, pack, _ = packs.compare(work, 2, 3)
     assert (one["at once"], pack["at once"]) == (1, 3) and 0 < one["share of peak"] < 1
 
