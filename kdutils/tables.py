@@ -27,8 +27,8 @@ def measured(frame: pd.DataFrame, arguments: Iterable[str] = (), **more: str) ->
     `score` is the verdict's metric on test, or else on dev, `held` the same on held-out rows; `teacher` and `majority`
     are what the run's teacher and a constant answer score. In a column's name {score} stands for that metric, {paper}
     for the paper's own and {split} for where `score` is read. Times of runs that were trained in a pack are left out:
-    they are shares of the pack's; and those of runs in another dtype than most of their task's, which another machine
-    made. Runs of MNLI come a second time, as MNLI-mm (see `task_names`).
+    they are shares of the pack's; and those of runs on another device, or in another dtype, than most of their task's.
+    Runs of MNLI come a second time, as MNLI-mm (see `task_names`).
     """
     times = [column for column in frame if column.endswith("_seconds")]
     frame = frame.assign(**frame[times].where(_comparable_times(frame)))
@@ -47,12 +47,11 @@ def measured(frame: pd.DataFrame, arguments: Iterable[str] = (), **more: str) ->
 
 def _comparable_times(frame: pd.DataFrame) -> pd.Series:
     """Whether the times of each run can stand beside those of the others of its task."""
-    alone = frame.get("extra_packed", pd.Series(index=frame.index, dtype=object)).isna()
-    if verdicts.DTYPE not in frame or frame.empty:
-        return alone
-    kinds = frame[verdicts.DTYPE]
-    most = kinds.groupby(frame["task"]).transform(lambda some: next(iter(some.mode()), None))
-    return alone & (kinds.isna() | (kinds == most))
+    alike = frame.get("extra_packed", pd.Series(index=frame.index, dtype=object)).isna()
+    for column in frame.columns.intersection(["device", verdicts.DTYPE]):
+        most = frame.groupby("task")[column].transform(lambda some: next(iter(some.mode()), None))
+        alike &= frame[column].isna() | (frame[column] == most)
+    return alike
 
 
 def _with_mismatched(frame: pd.DataFrame) -> pd.DataFrame:

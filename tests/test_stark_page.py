@@ -270,11 +270,11 @@ def test_what_the_papers_protocol_gives_and_whose_trials_have_not_run(data, noth
     assert stark_page.untried(nothing) == ""
 
 
-def test_times_of_another_machines_arithmetic_are_left_out():
-    kinds = ["bfloat16", "bfloat16", "float32", None]
-    frame = pd.DataFrame({"task": "mrpc", "seed": range(4), "test_matthews": 0.5, "extra_train_seconds": 1.0,
-                          "extra_dtype": kinds})
+def test_times_of_another_machine_are_left_out():
+    kinds = ["bfloat16", "bfloat16", "float32", None, "bfloat16"]
+    frame = pd.DataFrame({"task": "mrpc", "seed": range(5), "test_matthews": 0.5, "extra_train_seconds": 1.0,
+                          "device": list("aaaab"), "extra_dtype": kinds})
     found = tables.measured(frame)
-    assert found["extra_train_seconds"].isna().tolist() == [False, False, True, False]
+    assert found["extra_train_seconds"].isna().tolist() == [False, False, True, False, True]
     assert found["score"].notna().all()
     assert tables.measured(frame[2:3].reset_index(drop=True))["extra_train_seconds"].notna().all()

@@ -147,8 +147,8 @@ def in_words(record: dict) -> str:
     spent = {row["what"]: row for row in record["rows"]}
     whole = spent.pop("whole step")
     parts = "; ".join(f"{name} {row['reference loop']:.0f} and {row['ours']:.0f}" for name, row in spent.items())
-    return (f"Milliseconds of a step in the official loop and in ours, {whole['reference loop']:.0f} and "
-            f"{whole['ours']:.0f} in all: {parts}.")
+    return (f"Milliseconds of a step in the official loop and in ours ({place(record)}), "
+            f"{whole['reference loop']:.0f} and {whole['ours']:.0f} in all: {parts}.")
 
 
 def trainings(found: list[dict]) -> pd.DataFrame:

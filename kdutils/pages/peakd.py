@@ -155,8 +155,8 @@ def dotted(data: pd.DataFrame, methods: Iterable[str]) -> str:
 
 
 def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame:
-    """What students of a task cost; times are medians. Activations follow the number of layers run and the version of
-    the code, so that each number of layers has those of its newest run."""
+    """What students of a task cost; times are medians of `n` runs. Activations follow the number of layers run
+    and the version of the code, so that each number of layers has those of its newest run."""
     usual = {method: of(data, method, task) for method in methods}
     newest = pd.concat(usual.values()).sort_values("created", kind="stable")
     kept = newest.groupby("extra_effective")["extra_activation_bytes"].last() / 1e6
@@ -168,7 +168,7 @@ def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame
             "activations, MB": kept.get(found["extra_effective"].max()),
             "ms a step": found["extra_step_seconds"].median() * 1000,
             "before KD, s": found["extra_ptp_seconds"].median(), "KD, s": found["extra_train_seconds"].median(),
-            "n": len(found),
+            "n": found["extra_step_seconds"].notna().sum(),
         })  # fmt: skip
     made = pd.DataFrame(rows)
     return made[made["n"] > 0].astype({"layers run": "Int64"})

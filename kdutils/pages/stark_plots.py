@@ -48,7 +48,8 @@ def curves_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
             parts.append(f"{tasks.title(name)}: {means.iloc[0]:.1f} with the dense teacher, at best {means.max():.1f} "
                          f"at {means.idxmax():.0%} and {means.iloc[-1]:.1f} at {means.index[-1]:.0%} removed"
                          + "".join(f", {who} {_ends(found, column)}" for who, column in
-                                   (("the teacher", "teacher"), ("its confidence", "confidence")))
+                                   (("the teacher", "teacher"), ("its confidence", "confidence"))
+                                   if found[column].notna().any())  # a regression has no confidence
                          + (f", with random scores {_ends(chance, 'score')}" if len(chance) else ""))
     return tables.listed(f"Score of the {student} student over the teacher's sparsity.", parts)
 
