@@ -52,6 +52,11 @@ def load(path: Path | None = None) -> dict[str, Any]:
     return data
 
 
+def one(name: str) -> dict[str, Any]:
+    """The claim of that id. Do not change it."""
+    return next(claim for claim in load()["claims"] if claim["id"] == name)
+
+
 def _need(what: str, found: dict, names: tuple[str, ...]) -> None:
     if lacking := [name for name in names if name not in found]:
         raise ValueError(f"{what}: got no {', '.join(lacking)}; allowed: {', '.join(names)} and more")

@@ -148,6 +148,7 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
             stale = 0 if judge(outcome, evaluate(worker, False), len(outcome.epochs) + 1) else stale + 1
             worker.train()
             if patience and stale >= patience:
+                outcome.epochs.pop()  # the same weights are evaluated below, as the last ones
                 break
     if evaluate:
         judge(outcome, evaluate(worker, True), len(outcome.epochs) + 1)

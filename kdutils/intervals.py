@@ -81,16 +81,20 @@ def pool_spreads(estimates: list[Estimate]) -> Estimate:
     return t_estimate(effect, math.sqrt(total) / len(se), df, min(e["n"] for e in estimates))
 
 
-def correlation(x: Iterable[float], y: Iterable[float]) -> Estimate:
-    """Pearson's r with Fisher's interval; n counts points. NaN where one side is constant or there are under four."""
+def correlation(x: Iterable[float], y: Iterable[float], groups: int = 1) -> Estimate:
+    """Pearson's r with Fisher's interval, n - groups - 2 degrees of freedom; n counts points. `groups` is how many
+    means were taken away from the points: one, or one of each group for a correlation within groups. NaN where one side
+    is constant or there are under groups + 3 points."""
     x, y = np.asarray(list(x), dtype=float), np.asarray(list(y), dtype=float)
-    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    free = len(x) - groups - 2
+    if free < 1 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return EMPTY | {"n": len(x)}
-    result = stats.pearsonr(x, y)
-    low, high = result.confidence_interval(LEVEL)
-    z = stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)
-    ends = {"effect": float(result.statistic), "low": float(low), "high": float(high), "p": float(result.pvalue)}
-    return ends | {"smallest": math.tanh(z / math.sqrt(len(x) - 3)), "n": len(x), "sd": np.nan}
+    r, z = float(stats.pearsonr(x, y).statistic), stats.norm.ppf((1 + LEVEL) / 2)
+    with np.errstate(divide="ignore"):  # |r| = 1: no width at all
+        low, high = np.tanh(np.arctanh(r) + np.array([-z, z]) / math.sqrt(free))
+        t = np.sqrt(free + 1) * r / np.sqrt(np.maximum(0.0, 1 - r * r))
+    return {"effect": r, "low": float(low), "high": float(high), "p": float(2 * stats.t.sf(abs(t), free + 1)),
+            "smallest": math.tanh((z + stats.norm.ppf(POWER)) / math.sqrt(free)), "n": len(x), "sd": np.nan}
 
 
 def holm(p: Iterable[float]) -> np.ndarray:

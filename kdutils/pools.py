@@ -65,7 +65,7 @@ def _attempt(specs: list[Spec], run: Run, packed: Packed, store: Store, tell: Te
         tell((spec, status, text))
 
     try:
-        fits = min(packed.room(specs[0]), MOST) if len(specs) > 1 and packed.room else len(specs)
+        fits = min(packed.room(specs[0]) if len(specs) > 1 and packed.room else len(specs), MOST)
         size = -(-len(specs) // -(-len(specs) // fits))  # parts of equal size
         for start in range(0, len(specs), size):
             part = specs[start : start + size]

@@ -128,9 +128,11 @@ def frame(records: Iterable[Record]):
         ends = {"seconds": record["seconds"], "device": record["device"]}
         return {"key": record["key"]} | fixed | args | flat | _flat(record["extra"], "extra_") | ends
 
+    records = list(records)
     table = pandas.DataFrame([row(record) for record in records])
     if TEACHER in table:
-        first = table.sort_values("seed", kind="stable").groupby("task")[TEACHER].first()  # that is named
+        age = sorted(range(len(records)), key=lambda i: records[i]["created"])
+        first = table.iloc[age].groupby("task")[TEACHER].first()  # that is named
         table[TEACHER] = table[TEACHER].fillna(table["task"].map(first))
     return table
 

@@ -112,7 +112,8 @@ def room(student, data: Encoded, settings: Settings, device, states: bool = Fals
         dtype = distil.compute_dtype(settings.precision, device)
         free, need = virtual_memory().available, stacked.estimate(student, settings.batch_size, width, dtype)
     widest = max(layer.intermediate.dense.out_features for layer in student.bert.encoder.layer)
-    elements = max(settings.batch_size * width * widest, *(p.numel() for p in student.parameters()))
+    longest = max(settings.batch_size, stacked.ROWS) * settings.max_length  # of a replica: evaluations may be longer
+    elements = max(longest * widest, *(p.numel() for p in student.parameters()))
     return max(1, min(int(SHARE * free / need), LARGEST // elements))
 
 
@@ -208,11 +209,11 @@ class _Job:
         flat = {k: v.flatten(0, 1) for k, v in batch.items()}
         logits, states = bert.forward(pack.worker, flat, self.objective.states, self.objective.tokens)
         logits, states = (None if v is None else v.unflatten(0, rows.shape) for v in (logits, states))
-        replica = torch.tensor(part, device=self.device)
+        replica = torch.arange(part.start, part.stop, device=self.device)
         total, terms = 0.0, {}
         for size in sizes.unique().tolist():  # the one short batch of an epoch comes at another step for each
             same = bool((sizes == size).all())
-            who = slice(None) if same else (sizes == size).nonzero()[:, 0].to(self.device)
+            who = slice(None) if same else (sizes == size).nonzero()[:, 0].to(self.device, non_blocking=True)
             asked = {k: v[who, :size] for k, v in batch.items()} | {"replica": replica[who], "step": step}
             found = self.objective(asked, logits[who, :size], None if states is None else states[who, :size])
             total = total + found["loss"].sum()

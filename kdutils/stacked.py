@@ -19,6 +19,8 @@ from kdutils import bert, distil
 from kdutils.data import Encoded
 from kdutils.profiles import Settings
 
+ROWS = 32  # of each replica that `predict` asks at a time
+
 
 class _Linear(nn.Linear):
     def forward(self, x):
@@ -151,11 +153,11 @@ def _along(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def predict(pack: nn.Module, count: int, data: Encoded, rows: int = 64) -> torch.Tensor:
+def predict(pack: nn.Module, count: int, data: Encoded) -> torch.Tensor:
     """Logits [R, n, outputs] of a pack of `count` replicas in eval mode, for every row of `data` in its order."""
     device, made = pack.classifier.weight.device, None
     pack.eval()
-    for batch in data.batches(rows, device=device):
+    for batch in data.batches(ROWS, device=device):
         index = batch["index"]
         logits = bert.forward(pack, {k: v.repeat(count, *[1] * (v.ndim - 1)) for k, v in batch.items()})[0]
         logits = logits.view(count, len(index), -1)

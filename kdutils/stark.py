@@ -80,29 +80,25 @@ def score(teacher, student: Student, batches: Iterable[dict], tau: float = 2.0) 
     Both are read in eval mode and left as they were. ValueError: no batch, a pruned teacher, tau not positive, labels
     of another kind than the teacher's outputs, or a student whose logits have another shape than the teacher's.
     """
-    terms = _task, _friendliness(student, tau)
-    gates = bert.Gates(teacher, requires_grad=True)
-    try:
-        (p_heads, p_neurons), (q_heads, q_neurons) = _sensitivities(teacher, batches, _both(gates), terms)
-    finally:
-        gates.remove()
-    return Scores(*map(normalise, (p_heads, q_heads, p_neurons, q_neurons)))
+    (p_heads, p_neurons), (q_heads, q_neurons) = _gated(teacher, batches, _task, _friendliness(student, tau))
+    return Scores(p_heads, q_heads, p_neurons, q_neurons)
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
 def expressiveness(teacher, batches: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     """P of the heads and of the neurons alone, as `score` gives it."""
+    return _gated(teacher, batches, _task)[0]
+
+
+def _gated(teacher, batches: Iterable[dict], *terms) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each loss term the normalised sensitivities to the gates of heads and of neurons."""
     gates = bert.Gates(teacher, requires_grad=True)
     try:
-        ((heads, neurons),) = _sensitivities(teacher, batches, _both(gates), (_task,))
+        found = _sensitivities(teacher, batches, [gates.heads, gates.neurons], terms)
     finally:
         gates.remove()
-    return normalise(heads), normalise(neurons)
-
-
-def _both(gates: bert.Gates) -> list[torch.Tensor]:
-    return [gates.heads, gates.neurons]
+    return [(normalise(heads), normalise(neurons)) for heads, neurons in found]
 
 
 def _task(batch: dict, logits: torch.Tensor) -> torch.Tensor:

@@ -152,8 +152,9 @@ class Store:
         return self.runs / spec.chapter / f"{spec.key}.json"
 
     def model_path(self, spec: Spec) -> Path:
-        """Where the weights of a run that others build on are kept; its folder exists."""
-        path = self.runs / "models" / f"{spec.key}.safetensors"
+        """Where the weights of a run that others build on are kept, apart for each recipe; its folder exists."""
+        name = spec.key if RECIPE == 1 else f"{spec.key}-{RECIPE}"
+        path = self.runs / "models" / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

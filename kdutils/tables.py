@@ -48,10 +48,13 @@ def measured(frame: pd.DataFrame, arguments: Iterable[str] = (), **more: str) ->
 def _comparable_times(frame: pd.DataFrame) -> pd.Series:
     """Whether the times of each run can stand beside those of the others of its task."""
     alike = frame.get("extra_packed", pd.Series(index=frame.index, dtype=object)).isna()
-    for column in frame.columns.intersection(["device", verdicts.DTYPE]):
-        most = frame.groupby("task")[column].transform(lambda some: next(iter(some.mode()), None))
-        alike &= frame[column].isna() | (frame[column] == most)
-    return alike
+    if verdicts.DTYPE not in frame or frame.empty:
+        return alike
+    task, device, dtype = (frame[name] for name in ("task", "device", verdicts.DTYPE))
+    place = (device + " " + dtype).where(dtype.notna())
+    most = place.groupby(task).transform(lambda some: next(iter(some.mode()), None))
+    usual = device.where(place == most).groupby(task).transform("first")
+    return alike & ((place == most) | dtype.isna() & (usual.isna() | (device == usual)))  # older runs name no dtype
 
 
 def _with_mismatched(frame: pd.DataFrame) -> pd.DataFrame:
@@ -200,13 +203,11 @@ def like(found: dict) -> str:
 
 def seen(data: pd.DataFrame, claim: str, profile: str) -> str:
     """The smallest effect on a claim, in points, that its runs would have found in four cases of five."""
-    (about,) = (c for c in claims.load()["claims"] if c["id"] == claim)
-    return figures.number(verdicts.judge(data, about, profile)[-1]["smallest"])
+    return figures.number(verdicts.judge(data, claims.one(claim), profile)[-1]["smallest"])
 
 
 def by_task(data: pd.DataFrame, claim: str, profile: str) -> str:
     """The effect of a claim, in points, on each of the tasks that are pooled for it."""
-    (about,) = (c for c in claims.load()["claims"] if c["id"] == claim)
-    *rows, found = verdicts.judge(data, about, profile)
+    *rows, found = verdicts.judge(data, claims.one(claim), profile)
     told = [f"{row['task']} {said(row).rpartition(' (')[0]}" for row in rows if row["task"] in found["tasks"]]
     return readable(", ".join(told)) or figures.DASH

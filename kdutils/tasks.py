@@ -109,13 +109,12 @@ def score(task: Task, logits: np.ndarray, labels: np.ndarray, bins: int = 10) ->
     if len(task.labels) == 2:
         values["f1"] = f1_score(labels, guess, zero_division=0)
     confidence = np.exp(logp.max(axis=1))
+    bars = calibration(confidence, guess == labels, bins)
     values |= {
         "confidence": confidence.mean(),
         "entropy": -(np.exp(logp) * logp).sum(axis=1).mean(),
         "nll": -logp[np.arange(len(labels)), labels].mean(),
-        "ece": calibration(confidence, guess == labels, bins)["gap"].dot(
-            calibration(confidence, guess == labels, bins)["share"]
-        ),
+        "ece": bars["gap"] @ bars["share"],
     }
     return {k: float(v) for k, v in values.items()}
 

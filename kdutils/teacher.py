@@ -54,11 +54,13 @@ def ask(model, data: Encoded, states: bool = False, precision: str | None = "aut
 
 
 def signals(model, data: Encoded, states: bool = False, cache: Path | None = None) -> Signals:
-    """`ask`, remembered in the folder `cache` under the weights' and the data's fingerprints."""
+    """`ask`, remembered in the folder `cache` under the weights' and the data's fingerprints and what computes it."""
+    from kdutils.distil import compute_dtype, device_of
+
     if cache is None:
         return ask(model, data, states)
-    name = hashlib.sha256(f"{checkpoints.hash_of(model)} {data.fingerprint()} {states}".encode()).hexdigest()[:24]
-    path = cache / f"{name}.safetensors"
+    about = checkpoints.hash_of(model), data.fingerprint(), states, compute_dtype("auto", device_of(model))
+    path = cache / f"{hashlib.sha256(repr(about).encode()).hexdigest()[:24]}.safetensors"
     if path.exists():
         found = load_file(path)
         return Signals(found["logits"], found.get("states"))

@@ -58,18 +58,22 @@ def serving(specs: Iterable[Spec], book: dict | None = None) -> list[Spec]:
     order: dict[Spec, None] = {}
     for claim in sorted(claims, key=lambda claim: not claim.get("headline", False)):
         for task in claim["tasks"]:
-            found = [_planned(table[(table["task"] == task)], claim[side], claim["seeds"]) for side in "ab"]
+            found = [_planned(table[table["task"] == task], claim, claim[side]) for side in "ab"]
             order |= dict.fromkeys(specs[i] for i in pd.concat(found).sort_values(["seed", "at"])["at"])
     return list(order)
 
 
-def _planned(table: pd.DataFrame, where: dict[str, Any], seeds: int) -> pd.DataFrame:
-    """The specs that a side of a claim reads, with the trials or tuned runs that it may choose."""
+def _planned(table: pd.DataFrame, claim: dict, where: dict[str, Any]) -> pd.DataFrame:
+    """The specs that a side of a claim reads, with the trials or tuned runs that it may choose: its first seeds, which
+    need not begin at 0."""
     names = [where["method"]]
     if where.get("choose") == "trials":
         names += [f"{stage}-{where['method']}" for stage in ("tune", "tuned")]
-    found = pd.concat([select(table, where | {"method": name}) for name in names])
-    return found[(found["seed"] < seeds) | found["method"].str.startswith("tune-")]
+    protocol = [None, claim.get("protocol", "clean")]
+    found = pd.concat([select(table, where | {"method": name}, protocol=protocol) for name in names])
+    trial = found["method"].str.startswith("tune-")
+    first = sorted(set(found["seed"][~trial]))[: claim["seeds"]]
+    return found[trial | found["seed"].isin(first)]
 
 
 def select(data: pd.DataFrame, where: dict[str, Any], **more: Any) -> pd.DataFrame:

@@ -602,3 +602,5 @@ def test_a_transfer_names_the_run_whose_selector_it_tries(source, expected):
     found = runs._source(runs.make("mini", "mrpc", "transfer", 0, source=source, **layers))
     assert (found.task, found.seed) == expected and found.method == "KSM-soft"
     assert found in runs.plan("mini", found.task)
+    with pytest.raises(ValueError, match=r"source: got 'sed'; allowed: seed, task, depth"):
+        runs._source(runs.make("mini", "mrpc", "transfer", 0, source="sed"))

@@ -1,5 +1,6 @@
 """Chapter 01's runs: what is zeroed and removed, the plan against the claims, and the smoke profile end to end."""
 
+import json
 import warnings
 from dataclasses import replace
 
@@ -305,6 +306,11 @@ def test_another_teacher_than_the_stores_is_announced(smoke):
         common._compare(teacher_of, smoke.bench.weights)
         common._compare(common.teacher_spec("smoke", "synthetic", replace(settings, teacher_lr=1.0)), "another")
     with pytest.warns(UserWarning, match=f"got weights another, .* began with {smoke.bench.weights}"):
+        common._compare(teacher_of, "another")
+    path = Store().path(spec)  # a record of a setting that there is no more is a record still
+    older = json.loads(path.read_text())
+    path.write_text(json.dumps(older | {"spec": older["spec"] | {"settings": older["spec"]["settings"] | {"gone": 1}}}))
+    with pytest.warns(UserWarning, match="got weights another"):
         common._compare(teacher_of, "another")
 
 

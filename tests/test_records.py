@@ -348,11 +348,11 @@ def test_frame_flattens_a_record(here):
 
 
 def test_the_oldest_runs_of_a_task_began_with_its_first_teacher(here):
-    teachers = {("mrpc", 3): "other", ("mrpc", 0): None, ("mrpc", 1): "first", ("sst2", 0): None}
+    teachers = {("mrpc", 3): None, ("mrpc", 2): "first", ("mrpc", 0): "other", ("sst2", 0): None}  # as they were made
     extra = {name: {"extra": {"teacher_weights": name}} if name else {} for name in teachers.values()}
     made = [here.put(a_spec(seed, task=task), OUTCOME | extra[name], 1.0) for (task, seed), name in teachers.items()]
-    told = frame(made)[TEACHER]
-    assert list(told[:3]) == ["other", "first", "first"] and told[3:].isna().all()
+    told = frame(made[::-1])[TEACHER]
+    assert told[:1].isna().all() and list(told[1:]) == ["other", "first", "first"]
 
 
 def test_the_store_is_found_from_below_the_repository(tmp_path, monkeypatch):
@@ -515,9 +515,11 @@ def test_records_of_an_older_recipe_are_stale_until_replaced(here, monkeypatch):
     here.put(a_spec(), OUTCOME, 1.0)
     publish(store=here)
     assert stale(here) == []
+    older = here.model_path(a_spec())
     monkeypatch.setattr(store, "RECIPE", store.RECIPE + 1)
     monkeypatch.setattr(records, "RECIPE", store.RECIPE)
     assert here.get(a_spec()) is None and here.records("01_pilot", recipe=store.RECIPE) == []
+    assert here.model_path(a_spec()) != older  # weights of the old recipe are not built on either
     assert [record["key"] for record in stale(here)] == [a_spec().key]
     here.put(a_spec(), OUTCOME, 2.0)
     assert here.get(a_spec())["seconds"] == 2.0 and stale(here) == []

@@ -445,6 +445,11 @@ def runs(tmp_path_factory):
     patch.undo()
 
 
+def test_stark_is_put_on_known_methods_only(runs):
+    with pytest.raises(ValueError, match="base: got 'pkd'; allowed: KD, PKD, CKD"):
+        next(chapter.stages(replace(runs[0.6][0], args=runs[0.6][0].args | {"base": "pkd"})))
+
+
 def test_a_run_at_sparsity_zero_is_kd(runs):
     """The same start, batches, dropout and, with nothing removed, the same teacher."""
     kd, zero, sparse = (runs[name][1] for name in ("KD", 0.0, 0.6))

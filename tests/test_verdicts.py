@@ -259,6 +259,11 @@ def test_what_claims_read_comes_headline_first():
     assert found[:2] == [kd["sst2", 0], kd["sst2", 1]]  # the headline claim's tasks, in its order
     assert found[2:8] == [kd["mrpc", 0], grid[1], grid[3], kd["mrpc", 1], grid[0], grid[2]]
     assert set(found[8:]) == {trials[0], trials[1], trials[2]} and verdicts.serving([], book) == []
+    late = [spec("fixed-seed", seed) for seed in range(5, 9)]  # seeds that begin above 0
+    papers = spec("KD", 0, student="dropped", protocol="paper")  # what a clean claim does not read
+    book["claims"][0] |= {"seeds": 3, "b": {"method": "fixed-seed"}}
+    found = verdicts.serving([*late, papers, *kd.values()], book)
+    assert set(late) & set(found) == set(late[:3]) and papers not in found
     large = [Spec("02_stark", task, "KD", "paper", 0, {"student": "dropped"}, {}) for task in ("sst2", "stsb")]
     assert verdicts.serving(large, book) == large[1:]  # a claim may have other tasks at another profile
 
@@ -396,6 +401,22 @@ def test_a_correlation_claim_over_tasks_and_students():
     )
     assert intervals.correlation([1, 2, 3, 4], [1, 1, 1, 1])["n"] == 4
     assert np.isnan(intervals.correlation([1, 2, 3, 4], [1, 1, 1, 1])["effect"])
+
+
+def test_a_correlation_within_groups_pays_for_their_means():
+    """Its p-value is that of the slope in a regression with an intercept for each group; the interval widens."""
+    x, noise, group = RNG.normal(size=12), RNG.normal(size=12), np.repeat(np.eye(3), 4, axis=0)
+    design = np.column_stack([x, group])
+    slopes, (left,), *_ = np.linalg.lstsq(design, noise, rcond=None)
+    t = slopes[0] / np.sqrt(left / (12 - 4) * np.linalg.inv(design.T @ design)[0, 0])
+    centred = [values - group @ (group.T @ values / 4) for values in (x, noise)]
+    found, naive = intervals.correlation(*centred, groups=3), intervals.correlation(*centred)
+    assert found["p"] == pytest.approx(2 * stats.t.sf(abs(t), 12 - 4)) and found["effect"] == naive["effect"]
+    assert found["low"] < naive["low"] and found["high"] > naive["high"] and found["smallest"] > naive["smallest"]
+    own = stats.pearsonr(x, noise)
+    one = intervals.correlation(x, noise)
+    assert (one["p"], one["low"], one["high"]) == pytest.approx((own.pvalue, *own.confidence_interval()))
+    assert np.isnan(intervals.correlation(x[:5], noise[:5], groups=3)["effect"])
 
 
 # ---------------------------------------------------------------------------------------------- Holm and power

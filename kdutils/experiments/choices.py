@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
-from kdutils import profiles, tasks
+from kdutils import profiles
 from kdutils.experiments import common
-from kdutils.records import Record, Spec, Store, look_up
+from kdutils.records import Spec, Store, look_up
 
 CHAPTER = "00_choices"
 SEED = 100  # no comparison of the book uses it
@@ -45,12 +45,7 @@ def plan_choice(profile: str, task: str) -> list[Spec]:
 def chosen(specs: list[Spec], store: Store | None = None) -> dict:
     """The settings of the run with the best held-out verdict metric; empty while any of them is missing."""
     records, missing = look_up(specs, store)
-    return max(records, key=held)["spec"]["settings"] if records and not missing else {}
-
-
-def held(record: Record) -> float:
-    """The verdict's metric on held-out rows."""
-    return record["metrics"]["held"][tasks.get(record["spec"]["task"]).verdict_metric]
+    return max(records, key=common.held)["spec"]["settings"] if records and not missing else {}
 
 
 def _spec(profile: str, task: str, **settings) -> Spec:
@@ -100,8 +95,8 @@ def settled(name: str, profile: str, task: str, store: Store | None = None) -> S
     own, more = look_up(with_it, store)
     if not tried or missing or more:
         return None
-    scores = [held(record) for record in own]
-    trials = {spec.settings[name]: held(record) for spec, record in zip(specs, tried, strict=True)}
+    scores = [common.held(record) for record in own]
+    trials = {spec.settings[name]: common.held(record) for spec, record in zip(specs, tried, strict=True)}
     return Settled(getattr(usual, name), trials, mean(scores), stdev(scores), len(scores))
 
 

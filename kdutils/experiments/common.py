@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from kdutils import processes, profiles, tasks
-from kdutils.records import Spec, Store
+from kdutils.records import Record, Spec, Store
 
 TEACHER_SEED = 0  # one teacher a task, as in the papers; chapter 01 fine-tunes further seeds and shows their spread
 
@@ -115,9 +115,10 @@ def _compare(spec: Spec, hashed: str) -> None:
     store = Store()
     told = set()
     for record in (record for chapter in store.chapters() for record in store.records(chapter)):
-        of, weights = Spec(**record["spec"]), record["extra"].get("teacher_weights")
-        if weights and (of.profile, of.task) == (spec.profile, spec.task):
-            if teacher_spec(of.profile, of.task, settings_of(of)).key == spec.key:
+        of, weights = record["spec"], record["extra"].get("teacher_weights")
+        if weights and (of["profile"], of["task"]) == (spec.profile, spec.task):
+            known = {name: value for name, value in of["settings"].items() if name in spec.settings}
+            if teacher_spec(spec.profile, spec.task, settings_of(replace(spec, settings=known))).key == spec.key:
                 told.add(weights)
     if told - {hashed}:
         begun = ", ".join(sorted(told))
@@ -144,6 +145,11 @@ def load_data(spec: Spec):
     from kdutils import data
 
     return data.load(spec.task, _data_settings(settings_of(spec)))
+
+
+def held(record: Record) -> float:
+    """The verdict's metric on held-out rows, by which every choice is made."""
+    return record["metrics"]["held"][tasks.get(record["spec"]["task"]).verdict_metric]
 
 
 def majority(data) -> dict[str, dict]:

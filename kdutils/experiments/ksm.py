@@ -94,8 +94,7 @@ def weighting(draw: int) -> list[float]:
 
 def best(records: list[Record]) -> int:
     """The draw of the trial that is best on held-out rows."""
-    metric = tasks.get(records[0]["spec"]["task"]).verdict_metric
-    return max(records, key=lambda r: r["metrics"]["held"][metric])["spec"]["args"]["draw"]
+    return max(records, key=common.held)["spec"]["args"]["draw"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -161,7 +160,7 @@ def _select(spec: Spec, made: common.Bench, policy) -> packing.Stages:
     selective = probes.objective(spec, made, policy)
     outcome = yield from _distil(spec, made, selective, packing.selections)
     actions = torch.tensor(selective.actions)
-    bins = [part.mean(0).tolist() for part in actions.tensor_split(BINS)]
+    bins = [part.mean(0).tolist() for part in actions.tensor_split(min(BINS, len(actions)))]
     return outcome | {"extra": outcome["extra"] | selective.report() | {
         "mean_action": actions.mean(0).tolist(), "action_sd": actions.std(0, correction=0).tolist(),
         "actions": [[round(value, 4) for value in one] for one in bins]}}
@@ -275,6 +274,8 @@ def _source(spec: Spec) -> Spec:
     """Whose selector a transfer run tries: the next seed's, another task's, or (for a student of another depth, or on
     augmented rows) its own seed's and task's."""
     source = spec.args.get("source")
+    if source not in (None, "seed", "task", "depth"):
+        raise ValueError(f"source: got {source!r}; allowed: seed, task, depth")
     seed = (spec.seed + 1) % profiles.profile(spec.profile).seeds if source == "seed" else spec.seed
     task = SOURCES[spec.task] if source == "task" else spec.task
     return make(spec.profile, task, "KSM-soft", seed)

@@ -79,7 +79,7 @@ def tuning(profile: str, task: str) -> list[Spec]:
 
 def best(records: list[Record]) -> dict:
     """The `alpha` and `beta` of the trial that is best on held-out rows."""
-    return max(records, key=lambda r: r["metrics"]["held"][tasks.get(r["spec"]["task"]).verdict_metric])["spec"]["args"]
+    return max(records, key=common.held)["spec"]["args"]
 
 
 def _compared(profile: str, task: str) -> Iterator[Spec]:
@@ -196,7 +196,8 @@ def _pretrained(spec: Spec, made, student) -> dict:
         return {}
     variant = PTP[method]
     logits = _crossfit(spec, made) if method == "PTP-crossfit" else made.signals["train"].logits.cpu()
-    labels = peakd.ptp_labels(logits, train.labels, spec.args.get("threshold", THRESHOLD), variant)
+    threshold = spec.args["threshold"] if method == "PTP-threshold" else THRESHOLD
+    labels = peakd.ptp_labels(logits, train.labels, threshold, variant)
     classes = peakd.VARIANTS[variant]
     settings = replace(settings, lr=spec.args.get("ptp_lr", settings.lr))
     ends = {name: spec.args[f"ptp_{name}"] for name in ("epochs", "patience") if f"ptp_{name}" in spec.args}

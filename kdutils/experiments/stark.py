@@ -135,9 +135,8 @@ def trials(profile: str, task: str, method: str) -> list[Spec]:
 def own(profile: str, task: str, method: str) -> tuple[float, float] | None:
     """The heat and weight with the best held-out verdict metric; None while a trial is missing."""
     records, missing = look_up(trials(profile, task, method))
-    metric = tasks.get(task).verdict_metric
     args = [r["spec"]["args"] for r in records]
-    held = {(a["heat"], a["weight"]): r["metrics"]["held"][metric] for a, r in zip(args, records, strict=True)}
+    held = {(a["heat"], a["weight"]): common.held(r) for a, r in zip(args, records, strict=True)}
     return None if missing else best_own(held)
 
 
@@ -184,13 +183,13 @@ def grids(profile: str, student: str, scores: str, base: str = "KD") -> list[tup
 def chosen(profile: str, task: str, student: str = "dropped", scores: str = "knowledgeable") -> float | None:
     """The sparsity above 0 with the best held-out verdict metric, a mean over the first seeds; None while no grid that
     may choose it has run."""
-    metric, store = tasks.get(task).verdict_metric, Store()
+    store = Store()
     seeds = range(profiles.profile(profile).seeds)
     for grid in grids(profile, student, scores):
         specs = [sparse(profile, task, seed, s, student, scores) for s in grid for seed in seeds]
         records, missing = look_up(specs, store)
         if not missing:
-            held = [r["metrics"]["held"][metric] for r in records]
+            held = [common.held(r) for r in records]
             means = [sum(held[i : i + len(seeds)]) for i in range(0, len(held), len(seeds))]
             return grid[means.index(max(means))]
     return None
@@ -220,6 +219,8 @@ def stages(spec: Spec) -> packing.Stages:
     if method not in (METHODS if method == spec.method else TRIED):
         raise ValueError(f"method: got {spec.method!r}; allowed: {', '.join(METHODS)}")
     base, extra = spec.args.get("base", method), {}
+    if spec.method.startswith("STARK") and base not in BASES:
+        raise ValueError(f"base: got {base!r}; allowed: {', '.join(BASES)}")
     given = {name: spec.args[name] for name in ("heat", "weight") if name in spec.args}
     made = setting(spec, states=base == "PKD")
     if base in baselines.STAGED:

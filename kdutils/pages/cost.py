@@ -65,9 +65,10 @@ def busy(record: dict) -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """What a measure's size is asked to be: at least (`least`) or at most `limit`; on a GPU only, where `gpu`.
-    "{metric}" in `what` is the metric that verdicts read on the record's task."""
+    """What a measure's size is asked to be: at least (`least`) or at most `limit`; on a GPU only, where `gpu`. `word`
+    names it in texts, "{metric}" in `what` is the metric that verdicts read on the record's task."""
 
+    word: str
     name: str
     part: str
     what: str
@@ -78,15 +79,17 @@ class Target:
 
 
 TARGETS = (
-    Target("official loop's epoch over ours", "training", "ours", "reference / it", 10, True),
-    Target("Trainer's epoch over ours", "training", "ours", "Trainer / it", 5, True),
-    Target("both loops' students apart (the verdicts' metric, test), in standard errors", "quality", "test {metric}",
-           "difference / error", 1, False),
-    Target("both loops' students' agreement with the teacher apart (test), in standard errors", "quality",
+    Target("reference", "official loop's epoch over ours", "training", "ours", "reference / it", 10, True),
+    Target("trainer", "Trainer's epoch over ours", "training", "ours", "Trainer / it", 5, True),
+    Target("quality", "both loops' students apart (the verdicts' metric, test), in standard errors", "quality",
+           "test {metric}", "difference / error", 1, False),
+    Target("agreement", "both loops' students' agreement with the teacher apart (test), in standard errors", "quality",
            "test agreement", "difference / error", 1, False),
-    Target("scoring a batch, in training steps", "scoring", "scoring, a batch", "training steps", 2.5, False),
-    Target("one student at a time over a pack", "replicas", "as a pack", "one at a time / it", 10, True, gpu=True),
-    Target("minutes of 200 random-selection runs", "replicas", "as a pack", "minutes of 200 runs", 5, False, gpu=True),
+    Target("scoring", "scoring a batch, in training steps", "scoring", "scoring, a batch", "training steps", 2.5,
+           False),
+    Target("pack", "one student at a time over a pack", "replicas", "as a pack", "one at a time / it", 10, True, True),
+    Target("minutes", "minutes of 200 random-selection runs", "replicas", "as a pack", "minutes of 200 runs", 5, False,
+           True),
 )
 
 
@@ -107,12 +110,12 @@ def targets(found: list[dict]) -> pd.DataFrame:
 
 
 def in_short(found: list[dict]) -> dict[str, str]:
-    """The measured value of every target as a text, every place's, by a name of one word."""
-    names = ("reference", "trainer", "quality", "agreement", "scoring", "pack", "minutes")
+    """The measured value of every target as a text, every place's, by its word."""
     table, made = targets(found), {}
-    for name, target in zip(names, TARGETS, strict=True):
+    for target in TARGETS:
         seen = table[(table["measure"] == target.name) & table["measured"].notna()]
-        made[name] = "; ".join(f"{row.measured:.1f} ({row.where})" for row in seen.itertuples()) or "not measured yet"
+        texts = (f"{row.measured:.1f} ({row.where})" for row in seen.itertuples())
+        made[target.word] = "; ".join(texts) or "not measured yet"
     return made
 
 

@@ -10,6 +10,7 @@ from matplotlib.ticker import NullLocator
 
 from kdutils import claims, figures, profiles, tables, tasks
 from kdutils.experiments import choices as trials
+from kdutils.experiments import common
 from kdutils.records import look_up
 
 MEASURES = ("score", "confidence", "entropy", "nll", "ece")
@@ -215,7 +216,7 @@ def choices(profile: str) -> pd.DataFrame:
         for record in sorted(records, key=lambda r: (r["spec"]["settings"]["layers"], r["spec"]["settings"]["lr"])):
             layers, rate = (record["spec"]["settings"][name] for name in ("layers", "lr"))
             rows.append({"task": task, "layers": ", ".join(map(str, layers)), "rate": _short(rate),
-                         "metric": tasks.get(task).verdict_metric, "held": 100 * trials.held(record),
+                         "metric": tasks.get(task).verdict_metric, "held": 100 * common.held(record),
                          "taken": "yes" if (tuple(layers), rate) == (taken.layers, taken.lr) else ""})
     return pd.DataFrame(rows, columns=["task", "layers", "rate", "metric", "held", "taken"])
 

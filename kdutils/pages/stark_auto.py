@@ -12,6 +12,7 @@ from kdutils.pages import stark
 from kdutils.tables import text
 
 STUDENTS = ("dropped", "pruned")
+WITHIN = "seeds within a task and student"
 READINGS = {"A": "A", "B": "B", "C": "C, heads", "C-neurons": "C, neurons", "D": "D"}
 
 
@@ -119,7 +120,7 @@ def points(data: pd.DataFrame) -> pd.DataFrame:
 def correlations(data: pd.DataFrame) -> pd.DataFrame:
     """Pearson's r between automatic and best sparsity: the paper's table; one point a task and student, on the tasks of
     the claim; one a seed; and one a seed after the means of its task and student are taken away."""
-    (claim,) = (c for c in claims.load()["claims"] if c["id"] == "auto-correlation")
+    claim = claims.one("auto-correlation")
     claim = claims.at(claim, data["profile"].iloc[0]) if len(data) else claim
     found = points(data)
     found = found[found["task"].isin(claim["tasks"])] if found["task"].isin(claim["tasks"]).any() else found
@@ -130,13 +131,14 @@ def correlations(data: pd.DataFrame) -> pd.DataFrame:
     paper = [claims.task_cells(f"stark-auto-sparsity/{row}") for row in ("STARK-AUTO4", "STARK4")]
     sides = {"the paper's eight tasks": paper, "tasks and students": (means["automatic"], means["chosen"]),
              "every seed": (seeds["automatic"], seeds["own"]),
-             "seeds within a task and student": (within["automatic"], within["own"])}
+             WITHIN: (within["automatic"], within["own"])}
     rows = []
     for label, (a, b) in sides.items():
-        a, b = np.asarray(a, float), np.asarray(b, float)
-        r = intervals.correlation(a.round(9), b.round(9))
+        a, b, centred = np.asarray(a, float), np.asarray(b, float), label == WITHIN
+        r = intervals.correlation(a.round(9), b.round(9), seeds.groupby(["task", "student"]).ngroups if centred else 1)
+        far = np.abs(a - b).mean() if len(a) and not centred else math.nan
         rows.append({"points": label, "r": r["effect"], "95 % from": r["low"], "to": r["high"],
-                     "mean distance, points of sparsity": np.abs(a - b).mean() if len(a) else math.nan, "n": len(a)})
+                     "mean distance, points of sparsity": far, "n": len(a)})
     return pd.DataFrame(rows)
 
 
