@@ -46,20 +46,25 @@ def measure(part: str, options: argparse.Namespace, load) -> tuple[list[dict], s
     return rows, work.data.task.name
 
 
-def keep(part: str, task: str, rows: list[dict], load: float) -> None:
-    """Write the part's record in the place of the one that the same device, number of threads and dtype left."""
+def record_of(part: str, task: str, rows: list[dict], load: float) -> dict:
+    """What is kept of a part: its rows, and where and when they were measured."""
     import torch
 
     from kdutils import distil, provenance
 
-    path, commit = repository() / "book" / "benchmarks.jsonl", provenance.commit()
-    record = {
+    commit = provenance.commit()
+    return {
         "part": part, "task": task, "device": provenance.device(), "threads": torch.get_num_threads(), "rows": rows,
         "gpu": torch.cuda.is_available(),
         "dtype": str(distil.compute_dtype("auto", distil.best_device())).removeprefix("torch."), "load": load,
         "versions": provenance.versions(), "commit": commit[0], "dirty": commit[1],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+
+
+def keep(record: dict) -> None:
+    """Write a part's record in the place of the one that the same device, number of threads and dtype left."""
+    path = repository() / "book" / "benchmarks.jsonl"
 
     def place(r):
         return r["part"], r["device"], r["threads"], r["dtype"]
@@ -98,15 +103,19 @@ def main(argv: list[str] | None = None) -> int:
     from pandas import DataFrame
 
     from benchmarks import workload
+    from kdutils.pages import cost
 
-    load = functools.cache(workload.load)
+    load, made = functools.cache(workload.load), []
     for part in options.only:
         busy = os.getloadavg()[0]
         rows, task = measure(part, options, load)
         table = DataFrame(rows).to_string(index=False, float_format="%.4g", na_rep="")
         print(f"\n{part} {task} (load {busy:.1f})\n{table}", flush=True)
+        made.append(record_of(part, task, rows, busy))
         if not options.no_record:
-            keep(part, task, rows, busy)
+            keep(made[-1])
+    told = cost.targets(made).dropna(subset="measured")
+    print(f"\nratios asked for\n{told.to_string(index=False, float_format='%.3g')}" if len(told) else "")
     return 0
 
 

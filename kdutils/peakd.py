@@ -24,14 +24,16 @@ ALPHA, TAU, BETA = 0.7, 10.0, 100.0  # the released code's; the paper gives rang
 
 
 def share(student, swap: bool = True, top: int | None = None):
-    """SPS: a copy of `student` with its `top` upper layers (None: all n) stacked once more, in the same parameters.
+    """SPS: a copy of `student`, any BERT-family encoder of transformers, with its `top` upper layers (None: all n)
+    stacked once more, in the same parameters.
 
     Step 1 (`swap=False`) repeats them as they are: 1..n, 1..n. Step 2 also lets each repeated layer use the query
     parameters, weights and biases, as key and the key parameters as query. No parameter is added. The paper's six-layer
-    student shares three: 1..6, 4', 5', 6' (`top=3`). ValueError: a `top` that is no integer from 1 to n.
+    student shares three: 1..6, 4', 5', 6' (`top=3`). `checkpoints.save` writes such a model, transformers' own
+    `save_pretrained` refuses it. ValueError: a `top` that is no integer from 1 to n, or a model of another build.
     """
     made = copy.deepcopy(student)
-    layers = list(made.bert.encoder.layer)
+    layers = list(_encoder(made).layer)
     top = len(layers) if top is None else top
     if type(top) is not int or not 1 <= top <= len(layers):
         raise ValueError(f"top: got {top!r}; allowed: 1..{len(layers)}")
@@ -42,24 +44,32 @@ def share(student, swap: bool = True, top: int | None = None):
 def exchange(student):
     """A copy of `student` with query and key exchanged in every layer: what `share` does to the upper half only."""
     made = copy.deepcopy(student)
-    return _restack(made, [_swapped(layer) for layer in made.bert.encoder.layer])
+    return _restack(made, [_swapped(layer) for layer in _encoder(made).layer])
 
 
 def unshare(student):
     """A copy of `student` that computes the same, every layer in parameters of its own."""
     made = copy.deepcopy(student)
-    return _restack(made, [copy.deepcopy(layer) for layer in made.bert.encoder.layer])
+    return _restack(made, [copy.deepcopy(layer) for layer in _encoder(made).layer])
+
+
+def _encoder(model) -> nn.Module:
+    """The module that holds the layers, of an encoder itself or under a head."""
+    base = getattr(model, getattr(model, "base_model_prefix", ""), model)
+    layers = getattr(getattr(base, "encoder", None), "layer", [])
+    if not len(layers) or not hasattr(layers[0], "attention"):
+        raise ValueError(f"student: got {type(model).__name__}; allowed: an encoder of BERT's family")
+    return base.encoder
 
 
 def _restack(model, layers: list):
-    model.bert.encoder.layer = nn.ModuleList(layers)
+    _encoder(model).layer = nn.ModuleList(layers)
     model.config.num_hidden_layers = len(layers)
     return model
 
 
 def _again(layer):
-    """A second layer in the same parameters. Its modules are its own: `torch.func.functional_call`, by which many
-    students train at once, cannot put back the parameters of a module that stands in two places."""
+    """A second layer in the same parameters. Its modules are its own, because `_swapped` exchanges two of them."""
     return copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
 
 
@@ -102,7 +112,7 @@ def ptp_labels(logits: torch.Tensor, labels: torch.Tensor, threshold: float, var
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant: got {variant!r}; allowed: {', '.join(VARIANTS)}")
-    if not isinstance(threshold, Real) or not 0.5 <= threshold <= 1:
+    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0.5 <= threshold <= 1:
         raise ValueError(f"threshold: got {threshold!r}; allowed: 0.5 to 1")
     if labels.is_floating_point():
         raise ValueError(f"labels: got {labels.dtype}, a regression; allowed: classes (int64)")

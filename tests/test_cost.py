@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import loops, packs, paper, training, workload
-from kdutils import bert, data, distil, dropout, experiments, losses, profiles
+from kdutils import bert, data, distil, dropout, experiments, figures, losses, profiles
 from kdutils.pages import cost as cost_page
 from kdutils.pages import paper_plan
 
@@ -126,7 +126,7 @@ def test_a_measurement_replaces_the_same_devices_older_one(tmp_path, monkeypatch
     (tmp_path / "book").mkdir()
     monkeypatch.chdir(tmp_path)
     for seconds, part in ((1.0, "sweep"), (2.0, "sweep"), (3.0, "pages")):
-        command.keep(part, "", [{"what": "a", "seconds": seconds}], 0.0)
+        command.keep(command.record_of(part, "", [{"what": "a", "seconds": seconds}], 0.0))
     found = cost_page.benchmarks()
     assert [(r["part"], r["rows"][0]["seconds"]) for r in found] == [("pages", 3.0), ("sweep", 2.0)]
     assert found == [json.loads(line) for line in (tmp_path / "book" / "benchmarks.jsonl").read_text().splitlines()]
@@ -150,3 +150,11 @@ def test_targets_are_judged_from_records():
     assert cost_page.targets(busy)["met"].tolist() == ["yes", "no", "no", "yes", "not measured", "yes", "yes"]
     assert cost_page.in_short(busy)["pack"] == "20.0 (a machine, 2 threads, float32)"
     assert cost_page.in_short([])["scoring"] == "not measured yet"
+
+
+def test_parts_of_a_step_differ_in_more_than_colour():
+    parts = [{"what": f"part {i}", "reference loop": 10.0, "ours": 1.0} for i in range(9)]
+    fig, (ax,) = figures.panels()
+    cost_page._bars(ax, {"rows": [*parts, {"what": "whole step", "reference loop": 90.0, "ours": 9.0}]})
+    assert len({bar.get_hatch() for bar in ax.patches}) == len(ax.containers) == 9
+    figures.plt.close(fig)

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+import transformers
 from transformers import BertConfig, BertForSequenceClassification
 
 from kdutils import bert, checkpoints, data, figures, peakd, profiles, tables, teacher
@@ -111,6 +112,23 @@ def test_transformers_own_forward_pass_agrees(student, batch):
         torch.testing.assert_close(logits(model, batch), theirs.float())
 
 
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "Electra"])
+def test_any_encoder_of_the_family_can_be_shared(kind):
+    """Without the swap the shared layers are the layers run twice; with it the parameters are as many."""
+    config = getattr(transformers, f"{kind}Config")(vocab_size=20, hidden_size=8, num_attention_heads=2,
+                                                    intermediate_size=12, num_hidden_layers=2)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    ids, shared = torch.tensor([[3, 5, 7, 9]]), peakd.share(model, swap=False)
+    count = sum(p.numel() for p in model.parameters())
+    assert all(sum(p.numel() for p in made.parameters()) == count for made in (shared, peakd.share(model)))
+    model.encoder.layer.extend(list(model.encoder.layer))
+    with torch.no_grad():
+        torch.testing.assert_close(shared(ids).last_hidden_state, model(ids).last_hidden_state)
+        assert not torch.allclose(peakd.share(model)(ids).last_hidden_state, model(ids).last_hidden_state)
+    with pytest.raises(ValueError, match="student: got Linear; allowed: an encoder of BERT's family"):
+        peakd.share(torch.nn.Linear(2, 2))
+
+
 def test_exchanging_twice_is_the_student_again_and_the_original_is_left_alone(student, batch):
     before = logits(student, batch)
     once = peakd.exchange(student)
@@ -206,6 +224,7 @@ def test_confidence_at_the_threshold_is_not_confidence():
     ({"threshold": math.nan}, "threshold: got nan"),
     ({"threshold": "0.9"}, "threshold: got '0.9'; allowed: 0.5 to 1"),
     ({"threshold": None}, "threshold: got None"),
+    ({"threshold": True}, "threshold: got True"),
     ({"variant": "ptp-3"}, "variant: got 'ptp-3'; allowed: ptp, ptp-1, ptp-2"),
     ({"labels": torch.zeros(3, dtype=torch.long)}, r"logits: got \(2, 2\) for labels \(3,\)"),
     ({"logits": torch.zeros(2, 1)}, r"logits: got \(2, 1\)"),

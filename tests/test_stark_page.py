@@ -278,3 +278,13 @@ def test_times_of_another_machine_are_left_out():
     assert found["extra_train_seconds"].isna().tolist() == [False, False, True, False, True]
     assert found["score"].notna().all()
     assert tables.measured(frame[2:3].reset_index(drop=True))["extra_train_seconds"].notna().all()
+
+
+def test_scores_and_tasks_differ_in_more_than_colour(data):
+    fig = stark_auto_page.densities(data, {"P": "expressiveness", "Q": "friendliness"})
+    looks = {(line.get_color(), line.get_linestyle()) for line in fig.axes[0].lines}
+    assert len(looks) == len({dashes for _, dashes in looks}) == 2
+    (ax,) = stark_auto_page.scatter(data).axes
+    labelled = {line.get_label(): (line.get_marker(), line.get_markerfacecolor() == "none") for line in ax.lines
+                if line.get_markersize() > 10}
+    assert len(set(labelled.values())) == len(labelled) == 4

@@ -15,6 +15,7 @@ from kdutils.records import Record, Store, repository
 
 FIRST = ("chapter", "what", "batch", "reference loop", "seconds", "cpu seconds", "seeds", "reference", "its error",
          "ours", "our error", "runs", "hours")  # columns of a table
+HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo", "||", "++", "**")  # parts of a bar differ in more than colour
 HEADS = {"reference / it": "official loop / it", "reference / it, cpu": "official loop / it, cpu",
          "reference loop": "official loop", "reference": "official loop"}  # records say reference for it
 
@@ -137,7 +138,8 @@ def _bars(ax, record: dict) -> None:
     for i, row in enumerate(rows):
         widths = [100 * row[name] / whole[name] for name in names]
         colour = figures.COLOURS[i % len(figures.COLOURS)]
-        ax.barh(labels, widths, left=left, color=colour, label=row["what"], edgecolor="white")
+        ax.barh(labels, widths, left=left, color=colour, label=row["what"], edgecolor="white",
+                hatch=HATCHES[i % len(HATCHES)])
         left = [a + b for a, b in zip(left, widths, strict=True)]
     ax.invert_yaxis()
     ax.set(xlabel="per cent of a step", xlim=(0, 100))

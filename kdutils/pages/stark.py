@@ -93,10 +93,19 @@ def trials(data: pd.DataFrame) -> pd.DataFrame:
 # ----------------------------------------------------------------------------------------------------------- tables
 
 
-def printed(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
-    """The paper's main table, on the tasks that have runs here (all of them where none is the paper's)."""
-    table = tables.printed(f"stark-main-{student}", task_names(data, mismatched=True))
-    return table.rename(columns={"row": "method", "average": "all eight"})
+def printed(data: pd.DataFrame, table: str = "main-dropped") -> pd.DataFrame:
+    """A table of the paper, on the tasks that have runs here (all of them where none is the paper's)."""
+    found = tables.printed(f"stark-{table}", task_names(data, mismatched=True))
+    return found.rename(columns={"row": "method", "average": "all eight"})
+
+
+def printed_sparsities(data: pd.DataFrame) -> pd.DataFrame:
+    """The sparsities in percent that the paper prints as optimal, one row a student."""
+    students = {"main-dropped": "layer-dropped", "main-pruned": "parameter-pruned", "scale-large": "larger teacher",
+                "scale-small": "smaller student"}
+    rows = [printed(data, f"{table}-sparsity").assign(method=name) for table, name in students.items()]
+    found = pd.concat(rows, ignore_index=True).rename(columns=lambda name: name.removesuffix(" sparsity"))
+    return found.rename(columns={"method": "student"}).convert_dtypes()
 
 
 def beside_the_paper(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:

@@ -62,10 +62,10 @@ def densities(data: pd.DataFrame, kinds: dict[str, str], peaks: bool = False):
     fig, axes = figures.panels(len(names), height=2.4)
     for ax, name in zip(axes, names, strict=True):
         runs = auto(data, name)
-        for (kind, label), colour in zip(kinds.items(), figures.COLOURS, strict=False):
+        for (kind, label), colour, dashes in zip(kinds.items(), figures.COLOURS, ("-", "--"), strict=False):
             for i, row in enumerate(runs.to_dict("records")):
                 x, y = row[f"extra_densities_{kind}_x"], row[f"extra_densities_{kind}_density"]
-                ax.plot(x, y, color=colour, alpha=0.5, linewidth=1, label=None if i else label)
+                ax.plot(x, y, dashes, color=colour, alpha=0.5, linewidth=1, label=None if i else label)
                 if peaks:
                     ax.plot(row["extra_peak"], np.interp(row["extra_peak"], x, y), "o", color=figures.INK, markersize=4)
         ax.set(title=f"{tasks.title(name)} (n = {len(runs)})", xlabel="score", yticks=[])
@@ -181,21 +181,23 @@ def _margins(data: pd.DataFrame) -> str:
 
 
 def scatter(data: pd.DataFrame):
-    """The best sparsity over the automatic one: each seed faint, each task and student as a large marker."""
+    """The best sparsity over the automatic one: each seed faint, each task and student as a large marker; tasks differ
+    in colour and shape, and pruned students are filled."""
     found = points(data)
     if not found["chosen"].notna().any():
         return figures.placeholder()
     fig, (ax,) = figures.panels(1, width=4.8, height=3.6)
     jitter = np.random.default_rng(0).uniform(-1, 1, len(found))
     found = found.assign(own=found["own"] + jitter)
-    for (task, part), colour in zip(found.groupby("task", sort=False), figures.COLOURS, strict=False):
-        for student, marker in zip(STUDENTS, "os", strict=True):
+    looks = zip(figures.COLOURS, "os^Dv<>", strict=False)
+    for (task, part), (colour, marker) in zip(found.groupby("task", sort=False), looks, strict=False):
+        for student, fill in zip(STUDENTS, ("none", colour), strict=True):
             some = part[part["student"] == student]
-            ax.plot(some["automatic"], some["own"], marker, color=colour, alpha=0.35, markersize=4)
+            look = {"color": colour, "markerfacecolor": fill}
+            ax.plot(some["automatic"], some["own"], marker, alpha=0.5, markersize=4, **look)
             if some["chosen"].notna().any():
-                large = {"color": colour, "markersize": 11, "markerfacecolor": "none", "markeredgewidth": 2,
-                         "label": f"{tasks.title(task)}, {student}"}
-                ax.plot(some["automatic"].mean(), some["chosen"].iloc[0], marker, **large)
+                large = {"markersize": 11, "markeredgewidth": 2, "label": f"{tasks.title(task)}, {student}"}
+                ax.plot(some["automatic"].mean(), some["chosen"].iloc[0], marker, **look, **large)
     ax.axline((0, 0), slope=1, color="#888888", linewidth=1)
     ax.set(xlabel="automatic sparsity, %", ylabel="best sparsity on held-out rows, %", xlim=(-3, 100), ylim=(-3, 100))
     ax.legend(fontsize=8)
