@@ -24,12 +24,13 @@ from kdutils.records import repository, write_atomically
 from kdutils.spec import to_json
 
 DISTILLED, PACKED = (1, 2), (1, 3, 6)  # layers kept: of the timed epoch's student, of the packs'
-PARTS = ("training", "profile", "scoring", "replicas", "sweep", "pages", "paper", "quality")
+PARTS = ("training", "profile", "scoring", "replicas", "sweep", "pages", "levers", "paper", "quality")
 
 
 def measure(part: str, options: argparse.Namespace, load) -> tuple[list[dict], str]:
     """The part's rows and the task that they are of, if any."""
-    from benchmarks import overheads, packs, paper, training  # here, so that a sweep's workers start as quickly as ever
+    # here, so that a sweep's workers start as quickly as ever
+    from benchmarks import levers, overheads, packs, paper, training
 
     if part in ("sweep", "pages"):
         return getattr(overheads, part)(), ""
@@ -40,6 +41,7 @@ def measure(part: str, options: argparse.Namespace, load) -> tuple[list[dict], s
         "training": lambda: training.speed(work, work.steps if options.full else options.steps),
         "profile": lambda: training.profile(work),
         "scoring": lambda: training.scoring(work),
+        "levers": lambda: levers.levers(work, options.steps),
         "replicas": lambda: packs.compare(work, options.steps, options.replicas),
         "quality": lambda: training.quality(work, options.seeds, options.epochs or work.settings.epochs),
     }[part]()
@@ -86,7 +88,7 @@ def check(options: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 for bad arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", default=PARTS[:-2], help=", ".join(PARTS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", default=PARTS[:-3], help=", ".join(PARTS))
     parser.add_argument("--task", default="mrpc", help="whose epoch is timed (default: mrpc)")
     parser.add_argument("--steps", type=int, default=16, help="timed steps of a slow loop (default: 16)")
     parser.add_argument("--full", action="store_true", help="time whole epochs")

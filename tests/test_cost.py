@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import loops, packs, paper, training, workload
+from benchmarks import levers, loops, packs, paper, training, workload
 from kdutils import bert, data, distil, dropout, experiments, figures, losses, profiles
 from kdutils.pages import cost as cost_page
 from kdutils.pages import paper_plan
@@ -67,6 +67,13 @@ def test_every_part_measures(work):
     assert score["float32 steps"] == pytest.approx(score["seconds"] / full["seconds"])
     one, pack, _ = packs.compare(work, 2, 3)
     assert (one["at once"], pack["at once"]) == (1, 3) and 0 < one["share of peak"] < 1
+
+
+def test_levers_are_measured(work, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda f, **how: compiled.append(how) or f)  # needs a compiler, and a minute
+    rows = {row["what"]: row for row in levers.levers(work, 2)}
+    assert len(rows) == 4 and all(row["seconds"] > 0 for row in rows.values()) and compiled == [{"dynamic": True}]
 
 
 def test_quality_is_compared_in_standard_errors():

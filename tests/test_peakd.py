@@ -388,6 +388,9 @@ def test_runs_report_what_they_cost(tmp_path, monkeypatch):
     long = outcome("PTP-long", ptp_epochs=6, ptp_patience=6)["extra"]  # goes on where Pea-KD's own stops
     assert long["ptp_steps"] > pea["extra"]["ptp_steps"] and long["ptp_loss"] <= pea["extra"]["ptp_loss"] + 0.05
     assert sum(outcome("PTP-crossfit")["extra"]["label_counts"]) == 64
+    labels, halves = (outcome("PTP-labels", **args)["extra"]["labels"] for args in ({}, {"by": "halves"}))
+    assert list(labels) == list(halves) == ["0.6", "0.7", "0.8", "0.9", "0.95"]
+    assert labels["0.9"] == pea["extra"]["label_counts"] and all(sum(counts) == 64 for counts in halves.values())
     with pytest.raises(ValueError, match="method: got 'SPS-3'; allowed: PatientKD"):
         outcome("SPS-3")
 
@@ -421,6 +424,8 @@ def table():
     rows += [fake("Pea-KD", seed, 0.35 + 0.01 * seed, extra_label_counts=[60, 20, 15, 5]) for seed in range(2)]
     rows += [fake("PTP-threshold", 0, 0.2, threshold=0.6, extra_label_counts=[80, 0, 20, 0])]
     rows += [fake("PatientKD", 0, 0.9, layers=1, extra_layers=1.0), fake("PatientKD", 0, 0.8, init="bottom")]
+    labels = {f"extra_labels_{t}": [60, 20, 15, 5] for t in ("0.7", "0.8", "0.9", "0.95")}
+    rows += [fake("PTP-labels", 0, math.nan, **labels, **{"extra_labels_0.6": [80, 0, 20, 0]})]
     return page.measured(pd.DataFrame(rows))
 
 
@@ -462,7 +467,8 @@ def test_differences_pair_by_seed(table):
 
 def test_label_shares_the_sweep_and_the_depths(table):
     shares = page.shares(table)
-    assert shares["t"].tolist() == ["0.6", "0.9"] and shares["unsure, right"].tolist() == [0.0, 20.0]
+    assert shares["t"].tolist() == ["0.6", "0.7", "0.8", "0.9", "0.95"]
+    assert shares["unsure, right"].tolist() == [0.0, *[20.0] * 4] and set(shares["labels by"]) == {"the teacher"}
     assert sorted(page.thresholds(table)["threshold"]) == [0.6, 0.9]  # the one seed that both have
     assert len(page.depths(table)) == 6
     told = page.mostly_right(table)

@@ -67,8 +67,9 @@ def one(profile: str, task: str, method: str, seed: int, layers: int | None = No
 
 
 def plan(profile: str, task: str) -> list[Spec]:
-    """Tuning, then the main comparison, the ablations and controls, and the other depths."""
-    return list(dict.fromkeys([*tuning(profile, task), *_compared(profile, task), *_grid(profile, task)]))
+    """Tuning, then the main comparison, the ablations and controls, and the other depths; with them PTP's labels."""
+    return list(dict.fromkeys([*tuning(profile, task), *_labelled(profile, task), *_compared(profile, task),
+                               *_grid(profile, task)]))
 
 
 def tuning(profile: str, task: str) -> list[Spec]:
@@ -80,6 +81,14 @@ def tuning(profile: str, task: str) -> list[Spec]:
 def best(records: list[Record]) -> dict:
     """The `alpha` and `beta` of the trial that is best on held-out rows."""
     return max(records, key=common.held)["spec"]["args"]
+
+
+def _labelled(profile: str, task: str) -> list[Spec]:
+    """What PTP's labels are, by the teacher and, where two more teachers are no burden, by cross-fitted ones."""
+    if tasks.get(task).regression:
+        return []
+    halves = [] if profile in UNPUBLISHED else [one(profile, task, "PTP-labels", 0, by="halves")]
+    return [one(profile, task, "PTP-labels", 0), *halves]
 
 
 def _compared(profile: str, task: str) -> Iterator[Spec]:
@@ -135,8 +144,9 @@ def stages(spec: Spec) -> packing.Stages:
     """A run, see `packing`: build the student, pre-train it where the method does, distil it, and say what it cost."""
     from kdutils import bert, peakd
 
-    if spec.method == "fold-teacher":
-        return _fold_teacher(spec)
+    without_student = {"fold-teacher": _fold_teacher, "PTP-labels": _label_counts}.get(spec.method)
+    if without_student:
+        return without_student(spec)
     made = common.bench(spec, states=True)
     changes = {name: spec.args[name] for name in ("batch_size", "lr", "epochs") if name in spec.args}
     made = replace(made, settings=replace(made.settings, **changes))
@@ -204,6 +214,18 @@ def _pretrained(spec: Spec, made, student) -> dict:
     took = peakd.pretrain(student, train.with_labels(labels), classes, settings, spec.seed, **ends)
     return {"label_counts": labels.bincount(minlength=classes).tolist(), "ptp_steps": took.steps,
             "ptp_seconds": took.seconds, "ptp_epoch": took.best["epoch"], "ptp_loss": -took.best["dev"]["gain"]}
+
+
+def _label_counts(spec: Spec) -> dict:
+    """How many rows of train get each PTP label at every threshold (`by` "halves": from cross-fitted teachers); nothing
+    is distilled."""
+    from kdutils import peakd
+
+    made = common.bench(spec)
+    logits = _crossfit(spec, made) if spec.args.get("by") == "halves" else made.signals["train"].logits.cpu()
+    labels = {f"{t:g}": peakd.ptp_labels(logits, made.data.train.labels, t).bincount(minlength=4).tolist()
+              for t in sorted((THRESHOLD, *THRESHOLDS))}
+    return {"metrics": {}, "extra": common.about(made) | {"labels": labels}}
 
 
 def _epoch_of_ptp(spec: Spec) -> int:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.ticker import LogLocator
 
 from kdutils import figures, tables, tasks, verdicts
-from kdutils.experiments.peakd import THRESHOLD
+from kdutils.experiments.peakd import THRESHOLD, THRESHOLDS
 from kdutils.records import Record
 
 USUAL = {"layers": None, "init": None}  # arguments of the chapter's main comparison
@@ -175,18 +175,15 @@ def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame
 
 
 def shares(data: pd.DataFrame) -> pd.DataFrame:
-    """Share of each PTP label on train, in percent, by task, labelling teacher and threshold. Counts do not depend on
-    the student's seed."""
-    found = data[data["method"].isin(["Pea-KD", "PTP-threshold", "PTP-crossfit"]) & data["layers"].isna()]
-    found = found.assign(threshold=found["threshold"].fillna(THRESHOLD))
+    """Share of each PTP label on train, in percent, by task, labelling teacher and threshold."""
     rows = []
-    for row in found.drop_duplicates(["task", "method", "threshold"]).to_dict("records"):
-        counts = pd.Series(row["extra_label_counts"], index=LABELS)
-        by = "two half-teachers" if row["method"] == "PTP-crossfit" else "the teacher"
-        start = {"task": row["task"], "labels by": by, "t": f"{row['threshold']:g}"}
-        rows.append(start | (100 * counts / counts.sum()).to_dict())
-    made = pd.DataFrame(rows, columns=["task", "labels by", "t", *LABELS])
-    return made.sort_values(["task", "labels by", "t"], ignore_index=True)
+    for row in data[data["method"] == "PTP-labels"].to_dict("records"):
+        by = "two half-teachers" if row.get("by") == "halves" else "the teacher"
+        for threshold in sorted((THRESHOLD, *THRESHOLDS)):
+            counts = pd.Series(row[f"extra_labels_{threshold:g}"], index=LABELS)
+            rows.append({"task": row["task"], "labels by": by, "t": f"{threshold:g}"}
+                        | (100 * counts / counts.sum()).to_dict())
+    return pd.DataFrame(rows, columns=["task", "labels by", "t", *LABELS])
 
 
 def mostly_right(data: pd.DataFrame) -> str:
