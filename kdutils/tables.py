@@ -105,12 +105,6 @@ def pooled(differences: dict[str, pd.Series]) -> dict[str, Estimate]:
     return made | ({"all": _together(enough)} if len(enough) > 1 else {})
 
 
-def overall(differences: dict[str, dict[str, pd.Series]]) -> dict[str, Estimate]:
-    """For each label with any runs the estimate over the tasks that have enough seeds, from its differences by task."""
-    made = {label: _together(enough) for label, by_task in differences.items() if (enough := _enough(by_task))}
-    return {label: estimate for label, estimate in made.items() if estimate["n"]}
-
-
 # ----------------------------------------------------------------------------------------------------------------- text
 
 

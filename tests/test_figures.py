@@ -66,8 +66,6 @@ def test_pooled_are_the_seeds_that_every_task_has():
     by_task = {"a": pd.Series([1.0, 2.0, 3.0]), "b": pd.Series([3.0, 4.0], index=[0, 1]), "c": pd.Series(dtype=float)}
     found = tables.pooled(by_task)
     assert list(found) == ["a", "b", "all"] and found["all"]["effect"] == 2.5 and found["all"]["n"] == 2
-    both = tables.overall({"x": by_task, "y": {"a": by_task["a"]}, "z": {}})
-    assert {label: estimate["effect"] for label, estimate in both.items()} == {"x": 2.5, "y": 2.0}
 
 
 def test_a_table(shown):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 
 from kdutils import figures, tables, tasks, verdicts
 from kdutils.experiments import ksm
+from kdutils.intervals import Estimate
 from kdutils.pages.probes import TYPES, papers_accuracy
 from kdutils.tables import by_seed, clear, compared, pooled, readable, said, task_names, text, versus
 
@@ -77,16 +77,13 @@ def _marks(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).rename_axis("method").reset_index()
 
 
-def against(data: pd.DataFrame) -> dict[str, dict]:
-    """Soft KSM minus each rival, paired by seed: the mean over tasks that can decide, or the one task's, by rival."""
-    return tables.overall(_from_rivals(data))
-
-
-def _from_rivals(data: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:
-    """Soft KSM minus each rival by task, of those that can decide, and seed."""
-    names = [n for n in task_names(data) if (data["profile"].iloc[0], n) not in verdicts.CANNOT_DECIDE]
-    return {rival: {n: by_seed(of(data, "KSM-soft", n), of(data, rival, n)) for n in names}
-            for rival in METHODS if rival != "KSM-soft"}
+def against(data: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
+    """Soft KSM minus each rival, paired by seed, by task and rival."""
+    rivals = [method for method in METHODS if method != "KSM-soft"]
+    found = {name: {rival: versus(of(data, "KSM-soft", name), of(data, rival, name)) for rival in rivals}
+             for name in task_names(data)}
+    kept = {name: {rival: e for rival, e in by_rival.items() if e["n"]} for name, by_rival in found.items()}
+    return {name: some for name, some in kept.items() if some}
 
 
 def unselective(data: pd.DataFrame) -> str:
@@ -99,17 +96,6 @@ def unselective(data: pd.DataFrame) -> str:
             parts = ", ".join(f"{who} {said(e)}" for who, e in gains.items())
             told.append(f"on {name}, points over Dynamic KD: {parts}")
     return "; ".join(told)
-
-
-def places(data: pd.DataFrame) -> str:
-    """The tasks of `against`, see `where`: those that have five seeds, or else those with any."""
-    found = {}
-    for rival, by_task in _from_rivals(data).items():
-        seeds = {name: len(values) for name, values in by_task.items() if len(values)}
-        enough = [name for name, n in seeds.items() if n >= verdicts.FEWEST]
-        if seeds:
-            found[rival] = ", ".join(enough or seeds)
-    return where(found)
 
 
 def where(found: dict[str, str]) -> str:
@@ -393,12 +379,6 @@ def selective(table: pd.DataFrame) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
-
-
-def differences(estimates: dict[str, dict], on: str):
-    """A row an estimate of `against`, with its interval; `on` are its `places`."""
-    label = f"soft KSM minus the row, points, on {on}"
-    return figures.differences(estimates, textwrap.fill(label, 76), 0.8 + 0.35 * max(len(estimates), 2))
 
 
 def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str):

@@ -200,7 +200,7 @@ def scatter(data: pd.DataFrame):
                 ax.plot(some["automatic"].mean(), some["chosen"].iloc[0], marker, **look, **large)
     ax.axline((0, 0), slope=1, color="#888888", linewidth=1)
     ax.set(xlabel="automatic sparsity, %", ylabel="best sparsity on held-out rows, %", xlim=(-3, 100), ylim=(-3, 100))
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, labelspacing=1)
     return fig
 
 
