@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt requirements-data.txt
 READY := $(VENV)/ready-$(shell cat $(INPUTS) | cksum | cut -d' ' -f1)
 COPY := runs/book/$(PROFILE)
+OUT := $(CURDIR)
 STRICT := -W -n --keep-going
 BROWSER ?= $(firstword $(shell which chromium chromium-browser google-chrome google-chrome-stable 2>/dev/null))
 
@@ -36,11 +37,11 @@ html: $(READY)
 
 pdf: $(READY)
 	@test -n "$(BROWSER)" || { echo "browser: got none; allowed: Chromium or Chrome on the PATH, or make pdf BROWSER=/path/to/one"; exit 1; }
-	$(BIN)/jupyter-book build --quiet --builder custom --custom-builder singlehtml .
-	cp _build/singlehtml/book/intro.html _build/singlehtml/index.html
-	"$(BROWSER)" --headless --no-sandbox --disable-gpu --user-data-dir=_build/browser --virtual-time-budget=60000 \
-		--no-pdf-header-footer --print-to-pdf=_build/distilling-bert.pdf "file://$(CURDIR)/_build/singlehtml/index.html" 2>/dev/null
-	@test -s _build/distilling-bert.pdf && echo "The book as one PDF: $(CURDIR)/_build/distilling-bert.pdf"
+	$(BIN)/jupyter-book build --quiet --path-output $(OUT) --builder custom --custom-builder singlehtml .
+	cp $(OUT)/_build/singlehtml/book/intro.html $(OUT)/_build/singlehtml/index.html
+	"$(BROWSER)" --headless --no-sandbox --disable-gpu --user-data-dir=$(OUT)/_build/browser --virtual-time-budget=60000 \
+		--no-pdf-header-footer --print-to-pdf=$(OUT)/_build/distilling-bert.pdf "file://$(OUT)/_build/singlehtml/index.html" 2>/dev/null
+	@test -s $(OUT)/_build/distilling-bert.pdf && echo "The book as one PDF: $(OUT)/_build/distilling-bert.pdf"
 
 rerun: $(if $(CHAPTER),$(READY),no-chapter)
 	$(BIN)/python -m kdutils.chapters run $(CHAPTER) --profile $(PROFILE) --train --out runs/rerun/$(PROFILE) $(if $(TASK),-p task $(TASK))

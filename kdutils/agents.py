@@ -67,9 +67,10 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 
 class Selector(nn.Module):
-    """What stage two needs: both feature networks (eq. 2, two layers each, `width` to 8) and the actor (eq. 3, three
-    layers, 256 hidden units). It reads [CLS] states [n, batch, width] of student and teacher and returns soft actions
-    [n, 4]; a state s_t is the batch's feature vectors one after the other, so `batch` is fixed."""
+    """What stage two needs: both feature networks (eq. 2, two layers each, `width` to
+    8) and the actor (eq. 3, three layers, 256 hidden units). It reads [CLS] states [n,
+    batch, width] of student and teacher and returns soft actions [n, 4]; a state s_t is
+    the batch's feature vectors one after the other, so `batch` is fixed."""
 
     def __init__(self, width: int, batch: int, features: int = 8, hidden: int = 64):
         super().__init__()
@@ -82,12 +83,16 @@ class Selector(nn.Module):
     def state_size(self) -> int:
         return self.actor[0].in_features
 
-    def features(self, student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def features(self, student: torch.Tensor,
+                 teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both halves of the states, [n, 8 batch] each."""
-        if student.shape[1:] != (self.batch, self.width) or teacher.shape != student.shape:
-            raise ValueError(f"states: got {tuple(student.shape)} and {tuple(teacher.shape)}; allowed: twice "
-                             f"(n, {self.batch}, {self.width})")
-        return self.student_features(student).flatten(1), self.teacher_features(teacher).flatten(1)
+        own = student.shape[1:] == (self.batch, self.width)
+        if not own or teacher.shape != student.shape:
+            got = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+            wanted = f"twice (n, {self.batch}, {self.width})"
+            raise ValueError(f"states: got {got}; allowed: {wanted}")
+        s, t = self.student_features(student), self.teacher_features(teacher)
+        return s.flatten(1), t.flatten(1)
 
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.actor(torch.cat(self.features(student, teacher), 1)))
@@ -236,8 +241,9 @@ class Agent:
         return [(step.shared - mean) / deviation + step.explored / divided_by for step in steps]
 
     def learn(self) -> torch.Tensor:
-        """One standard update on replayed steps with their `combined` rewards; the target networks give a' and
-        Q(s', a'). Returns the critic's loss, detached: its number would be waited for."""
+        """One standard update on replayed steps with their `combined` rewards; the target
+        networks give a' and Q(s', a'). Returns the critic's loss, detached: its number
+        would be waited for."""
         steps, following = self.memory.sample(self.choices.minibatch, self.generator)
         student, teacher, action = self._stack(steps)
         reward = torch.tensor(self.combined(steps), device=self.device)
@@ -248,7 +254,8 @@ class Agent:
             values = self.values(critic, selector.features(*states), selector(*states))
             target = td_target(reward, values, done, self.choices.gamma)
         v_student, v_teacher = self.selector.features(student, teacher)
-        loss = F.mse_loss(self.values(self.critic, (v_student.detach(), v_teacher), action), target)
+        value = self.values(self.critic, (v_student.detach(), v_teacher), action)
+        loss = F.mse_loss(value, target)
         self._step(self.critic_optimiser, self.critic_parameters, loss)
         self._improve(student, teacher)
         self._follow()

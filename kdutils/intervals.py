@@ -15,13 +15,19 @@ Estimate = dict[str, float]
 EMPTY = {"effect": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "smallest": np.nan, "n": 0, "sd": np.nan}
 
 
-def detectable(se: float, df: float, power: float = POWER, level: float = LEVEL) -> float:
-    """The smallest effect that a two-sided t-test with this standard error and these degrees of freedom finds, with
-    the right sign, with probability `power`: the noncentrality that the noncentral t needs, times `se`."""
+def detectable(se: float, df: float, power: float = POWER,
+               level: float = LEVEL) -> float:
+    """The smallest effect that a two-sided t-test with this standard error and these
+    degrees of freedom finds, with the right sign, with probability `power`: the
+    noncentrality that the noncentral t needs, times `se`."""
     if not df >= 1 or not np.isfinite(se):
         return np.nan
     cut = stats.t.ppf((1 + level) / 2, df)
-    return float(optimize.brentq(lambda shift: stats.nct.sf(cut, df, shift) - power, 0, 3 * cut + 5) * se)
+
+    def short(shift):
+        return stats.nct.sf(cut, df, shift) - power
+
+    return float(optimize.brentq(short, 0, 3 * cut + 5) * se)
 
 
 def t_estimate(effect: float, se: float, df: float, n: int, null: float = 0.0, sd: float = np.nan) -> Estimate:

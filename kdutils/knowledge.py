@@ -74,19 +74,23 @@ def feak(student: torch.Tensor, teacher: torch.Tensor, assigned: Sequence[int], 
     return distance.sum() if literal else distance.mean()
 
 
-def relk(student: torch.Tensor, teacher: torch.Tensor, assigned: Sequence[int], literal: bool = False) -> torch.Tensor:
-    """Relation knowledge from [CLS] states [b, layers + 1, d]: mean-squared error of the FSP matrices
-    G(h1, h2) = h1 h2^T / d of student layers (i, i + 1) and teacher layers (I(i), I(i) + 1), i below the last.
+def relk(student: torch.Tensor, teacher: torch.Tensor, assigned: Sequence[int],
+         literal: bool = False) -> torch.Tensor:
+    """Relation knowledge from [CLS] states [b, layers + 1, d]: mean-squared error of
+    the FSP matrices G(h1, h2) = h1 h2^T / d of student layers (i, i + 1) and teacher
+    layers (I(i), I(i) + 1), i below the last.
 
-    No matrix is built: |a b^T - c e^T|^2 = |a|^2 |b|^2 + |c|^2 |e|^2 - 2 (a.c)(b.e), and the mean over d x d entries of
-    matrices over d divides by d^4. A mean over batch and pairs; literal (eq. 17): a sum over both. ValueError: not one
-    assigned layer for each of the student's.
+    No matrix is built: |a b^T - c e^T|^2 = |a|^2 |b|^2 + |c|^2 |e|^2 - 2 (a.c)(b.e),
+    and the mean over d x d entries of matrices over d divides by d^4. A mean over batch
+    and pairs; literal (eq. 17): a sum over both. ValueError: not one assigned layer for
+    each of the student's.
     """
     _one_each(student, assigned)
     at = bert.index(tuple(assigned[:-1]), teacher.device)
     a, b = student[:, 1:-1], student[:, 2:]
     c, e = teacher[:, at], teacher[:, at + 1]
-    squared = _dot(a, a) * _dot(b, b) + _dot(c, c) * _dot(e, e) - 2 * _dot(a, c) * _dot(b, e)
+    squared = _dot(a, a) * _dot(b, b) + _dot(c, c) * _dot(e, e)
+    squared = squared - 2 * _dot(a, c) * _dot(b, e)
     mse = squared / student.shape[-1] ** 4
     return mse.sum() if literal else mse.mean()
 

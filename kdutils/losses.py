@@ -14,10 +14,13 @@ def hard(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits, labels)
 
 
-def soft_ce(student: torch.Tensor, teacher: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
-    """-sum_c softmax(z_t / tau) log softmax(z_s / tau), a mean over the batch, without tau squared. Its gradient with
-    respect to the teacher does not vanish where the two agree (KL's does)."""
-    return -(F.softmax(teacher / tau, -1) * F.log_softmax(student / tau, -1)).sum(-1).mean()
+def soft_ce(student: torch.Tensor, teacher: torch.Tensor,
+            tau: float = 1.0) -> torch.Tensor:
+    """-sum_c softmax(z_t / tau) log softmax(z_s / tau), a mean over the batch, without
+    tau squared. Its gradient with respect to the teacher does not vanish where the two
+    agree (KL's does)."""
+    soft = F.softmax(teacher / tau, -1) * F.log_softmax(student / tau, -1)
+    return -soft.sum(-1).mean()
 
 
 def kl(student: torch.Tensor, teacher: torch.Tensor, tau: float = 1.0) -> torch.Tensor:
@@ -26,11 +29,12 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, tau: float = 1.0) -> torch.
     return (log_t.exp() * (log_t - log_s)).sum(-1).mean()  # F.kl_div cannot be batched over replicas
 
 
-def stark(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, tau: float = 2.0,
-          weight: float = 1.0) -> dict:
-    """STARK's objective, for trial and actual distillation alike, as its official code has it:
-    (tau^2 soft_ce + cross-entropy) / 2; a regression: (MSE(z_s, z_t) + MSE(z_s, y)) / 2. Means over the batch. With a
-    `weight`, which the code does not have, (weight soft + task) / (weight + 1)."""
+def stark(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor,
+          tau: float = 2.0, weight: float = 1.0) -> dict:
+    """STARK's objective, for trial and actual distillation alike, as its official code
+    has it: (tau^2 soft_ce + cross-entropy) / 2; a regression: (MSE(z_s, z_t) + MSE(z_s,
+    y)) / 2. Means over the batch. With a `weight`, which the code does not have,
+    (weight soft + task) / (weight + 1)."""
     if labels.is_floating_point():
         soft = F.mse_loss(student, teacher)
     else:

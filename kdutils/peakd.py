@@ -24,13 +24,15 @@ ALPHA, TAU, BETA = 0.7, 10.0, 100.0  # the released code's; the paper gives rang
 
 
 def share(student, swap: bool = True, top: int | None = None):
-    """SPS: a copy of `student`, any BERT-family encoder of transformers, with its `top` upper layers (None: all n)
-    stacked once more, in the same parameters.
+    """SPS: a copy of `student`, any BERT-family encoder of transformers, with its `top`
+    upper layers (None: all n) stacked once more, in the same parameters.
 
-    Step 1 (`swap=False`) repeats them as they are: 1..n, 1..n. Step 2 also lets each repeated layer use the query
-    parameters, weights and biases, as key and the key parameters as query. No parameter is added. The paper's six-layer
-    student shares three: 1..6, 4', 5', 6' (`top=3`). `checkpoints.save` writes such a model, transformers' own
-    `save_pretrained` refuses it. ValueError: a `top` that is no integer from 1 to n, or a model of another build.
+    Step 1 (`swap=False`) repeats them as they are: 1..n, 1..n. Step 2 also lets each
+    repeated layer use the query parameters, weights and biases, as key and the key
+    parameters as query. No parameter is added. The paper's six-layer student shares
+    three: 1..6, 4', 5', 6' (`top=3`). `checkpoints.save` writes such a model,
+    transformers' own `save_pretrained` refuses it. ValueError: a `top` that is no
+    integer from 1 to n, or a model of another build.
     """
     made = copy.deepcopy(student)
     layers = list(_encoder(made).layer)
@@ -69,12 +71,15 @@ def _restack(model, layers: list):
 
 
 def _again(layer):
-    """A second layer in the same parameters. Its modules are its own, because `_swapped` exchanges two of them."""
-    return copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
+    """A second layer in the same parameters. Its modules are its own, because
+    `_swapped` exchanges two of them."""
+    own = {id(parameter): parameter for parameter in layer.parameters()}
+    return copy.deepcopy(layer, own)
 
 
 def _swapped(layer):
-    """`layer` after its query and key modules, weights and biases, have changed places."""
+    """`layer` after its query and key modules, weights and biases, have changed
+    places."""
     block = layer.attention.self
     block.query, block.key = block.key, block.query
     return layer
@@ -102,27 +107,34 @@ def activation_bytes(model, batch: dict) -> int:
 # ---------------------------------------------------------------------------------------------------------------- PTP
 
 
-def ptp_labels(logits: torch.Tensor, labels: torch.Tensor, threshold: float, variant: str = "ptp") -> torch.Tensor:
-    """PTP labels [n] (int64; the paper's Table 1) of a teacher's `logits` [n, classes] against the true `labels` [n].
+def ptp_labels(logits: torch.Tensor, labels: torch.Tensor, threshold: float,
+               variant: str = "ptp") -> torch.Tensor:
+    """PTP labels [n] (int64; the paper's Table 1) of a teacher's `logits` [n, classes]
+    against the true `labels` [n].
 
-    Confidence is the largest softmax probability and counts as such above the threshold, not at it. "ptp": 0
-    confidently correct, 1 unconfidently correct, 2 confidently wrong, 3 unconfidently wrong. "ptp-1": 0 correct, 1
-    wrong. "ptp-2": 0 confident, 1 not. ValueError: another variant, a threshold that is no number in [0.5, 1], shapes
-    that do not fit, logits that are not finite, labels outside the classes, or a regression, which has none.
+    Confidence is the largest softmax probability and counts as such above the
+    threshold, not at it. "ptp": 0 confidently correct, 1 unconfidently correct, 2
+    confidently wrong, 3 unconfidently wrong. "ptp-1": 0 correct, 1 wrong. "ptp-2": 0
+    confident, 1 not. ValueError: another variant, a threshold that is no number in
+    [0.5, 1], shapes that do not fit, logits that are not finite, labels outside the
+    classes, or a regression, which has none.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant: got {variant!r}; allowed: {', '.join(VARIANTS)}")
-    if isinstance(threshold, bool) or not isinstance(threshold, Real) or not 0.5 <= threshold <= 1:
+    number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+    if not (number and 0.5 <= threshold <= 1):
         raise ValueError(f"threshold: got {threshold!r}; allowed: 0.5 to 1")
     if labels.is_floating_point():
-        raise ValueError(f"labels: got {labels.dtype}, a regression; allowed: classes (int64)")
+        regression = f"{labels.dtype}, a regression"
+        raise ValueError(f"labels: got {regression}; allowed: classes (int64)")
     if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
         shapes = f"{tuple(logits.shape)} for labels {tuple(labels.shape)}"
         raise ValueError(f"logits: got {shapes}; allowed: (n, classes) for (n,)")
     if not logits.isfinite().all():
         raise ValueError("logits: got NaN or infinity; allowed: finite numbers")
-    if outside := set(labels.tolist()) - set(range(logits.shape[1])):
-        raise ValueError(f"labels: got {min(outside)}; allowed: 0..{logits.shape[1] - 1}")
+    last = logits.shape[1] - 1
+    if outside := set(labels.tolist()) - set(range(last + 1)):
+        raise ValueError(f"labels: got {min(outside)}; allowed: 0..{last}")
     confidence, guess = logits.softmax(-1).max(-1)
     wrong, unsure = (guess != labels).long(), (confidence <= threshold).long()
     return {"ptp": 2 * wrong + unsure, "ptp-1": wrong, "ptp-2": unsure}[variant]
@@ -177,13 +189,16 @@ def pairs(student: int, teacher: int) -> list[tuple[int, int]]:
     return [(i, max(1, matched(i, student, teacher))) for i in range(1, student)]
 
 
-def pea(logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, states: torch.Tensor | None = None,
-        teacher_states: torch.Tensor | None = None, alpha: float = ALPHA, tau: float = TAU, beta: float = BETA) -> dict:
-    """Equation 5: (1 - alpha) cross-entropy + alpha tau^2 KL(t || s) + beta MSE of unit-normalised [CLS] pairs.
+def pea(logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor,
+        states: torch.Tensor | None = None, teacher_states: torch.Tensor | None = None,
+        alpha: float = ALPHA, tau: float = TAU, beta: float = BETA) -> dict:
+    """Equation 5: (1 - alpha) cross-entropy + alpha tau^2 KL(t || s) + beta MSE of
+    unit-normalised [CLS] pairs.
 
-    `logits`, `teacher` [b, classes]; the two `states` [b, pairs, d], or None where there is no pair. Cross-entropy and
-    KL are means over the batch, the MSE one over batch, pairs and dimensions. A regression takes squared errors for
-    the first two. The paper prints the third term without the normalisation that its code has.
+    `logits`, `teacher` [b, classes]; the two `states` [b, pairs, d], or None where
+    there is no pair. Cross-entropy and KL are means over the batch, the MSE one over
+    batch, pairs and dimensions. A regression takes squared errors for the first two.
+    The paper prints the third term without the normalisation that its code has.
     """
     terms = losses.kd(logits, teacher, labels, alpha, tau)
     if states is None or not states.shape[1]:

@@ -23,7 +23,8 @@ def zero_weights(model, amount: float, seed: int):
     torch.manual_seed(seed)
     for module in made.bert.encoder.modules():
         if isinstance(module, nn.Linear):
-            prune.random_unstructured(module, "weight", float(amount))  # an int is a count
+            # a float: it takes an int for a count
+            prune.random_unstructured(module, "weight", float(amount))
             prune.remove(module, "weight")
     return made.to(model.classifier.weight.device)
 

@@ -239,34 +239,45 @@ class _Job:
         return made
 
 
-def train_many(students: Sequence[nn.Module], data: Encoded, objective, settings: Settings, *, seeds: Sequence[int],
-               lrs: Sequence[float] | None = None, evaluate: Callable | None = None, drop_last: bool = False,
-               max_steps: int | None = None, finished: Callable[[int, list], None] | None = None,
+def train_many(students: Sequence[nn.Module], data: Encoded, objective,
+               settings: Settings, *, seeds: Sequence[int],
+               lrs: Sequence[float] | None = None, evaluate: Callable | None = None,
+               drop_last: bool = False, max_steps: int | None = None,
+               finished: Callable[[int, list], None] | None = None,
                device: str | torch.device | None = None) -> list:
-    """Train `students` in place, as many at a time as fit; returns a `distil.Outcome` for each.
+    """Train `students` in place, as many at a time as fit; returns a `distil.Outcome`
+    for each.
 
-    Arguments are `distil.train`'s, with a seed and, if wanted, a rate for each student. `objective` is one for all: a
-    function without state, in whose `batch` "step" (from 0) and "replica", the student's number, pick what is that
-    student's own, as in `weights[batch["replica"]]`; or, with an attribute `packed`, one that is called with the whole
-    pack ([R, b, ...]) and returns terms [R]. `evaluate` comes from `evaluator`.
+    Arguments are `distil.train`'s, with a seed and, if wanted, a rate for each student.
+    `objective` is one for all: a function without state, in whose `batch` "step" (from
+    0) and "replica", the student's number, pick what is that student's own, as in
+    `weights[batch["replica"]]`; or, with an attribute `packed`, one that is called with
+    the whole pack ([R, b, ...]) and returns terms [R]. `evaluate` comes from
+    `evaluator`.
 
-    Without dropout each student ends as `distil.train` leaves it but for the order of sums; with dropout its masks
-    depend on its pack. `Outcome.seconds` is a student's share. Out of memory, the pack is halved and starts again. A
-    student whose loss is not finite gets the FloatingPointError in its outcome's place. ValueError: lists of unequal
-    lengths; `drop_last` and not one full batch. As each pack ends, `finished` gets the number of its first student and
-    its outcomes.
+    Without dropout each student ends as `distil.train` leaves it but for the order of
+    sums; with dropout its masks depend on its pack. `Outcome.seconds` is a student's
+    share. Out of memory, the pack is halved and starts again. A student whose loss is
+    not finite gets the FloatingPointError in its outcome's place. ValueError: lists of
+    unequal lengths; `drop_last` and not one full batch. As each pack ends, `finished`
+    gets the number of its first student and its outcomes.
     """
     distil.keep_memory()
     for name, values in (("seeds", seeds), ("lrs", lrs)):
         if values is not None and len(values) != len(students):
-            raise ValueError(f"{name}: got {len(values)}; allowed: {len(students)}, one for each student")
+            each = f"{len(students)}, one for each student"
+            raise ValueError(f"{name}: got {len(values)}; allowed: {each}")
     if drop_last and len(data) < settings.batch_size:
-        raise ValueError(f"rows: got {len(data)}; allowed: {settings.batch_size} or more with drop_last")
+        enough = f"{settings.batch_size} or more with drop_last"
+        raise ValueError(f"rows: got {len(data)}; allowed: {enough}")
     steps = max_steps or distil.total_steps(len(data), settings, drop_last)
     asked = objective if getattr(objective, "packed", False) else _Together(objective)
-    job = _Job(students, data, asked, settings, seeds, lrs or [settings.lr] * len(students), steps, evaluate, drop_last,
-               torch.device(device) if device else distil.best_device())
-    fits = min(len(students), room(students[0], data, settings, job.device, asked.states, asked.tokens))
+    device = torch.device(device) if device else distil.best_device()
+    rates = lrs or [settings.lr] * len(students)
+    job = _Job(students, data, asked, settings, seeds, rates, steps, evaluate,
+               drop_last, device)
+    most = room(students[0], data, settings, device, asked.states, asked.tokens)
+    fits = min(len(students), most)
     outcomes: list = []
     while len(outcomes) < len(students):
         left = len(students) - len(outcomes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,17 +70,22 @@ def friendliness_loss(student: torch.Tensor, teacher: torch.Tensor, labels: torc
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def score(teacher, student: Student, batches: Iterable[dict], tau: float = 2.0) -> Scores:
+def score(teacher, student: Student, batches: Iterable[dict],
+          tau: float = 2.0) -> Scores:
     """Expressiveness P and friendliness Q of the teacher's heads and neurons.
 
-    P_i = sum over batches |d L / d gate_i| where L is the batch-mean task loss, and Q_i the same with
-    `friendliness_loss` at `tau` against the student's logits; the gradient goes through the teacher's logits only. Each
-    is then divided by its l2 norm within the layer. A batch is a dict of `input_ids`, `attention_mask`,
-    `token_type_ids` [b, t] and `labels` [b] (float: a regression). `student` is a model or a function batch -> logits.
-    Both are read in eval mode and left as they were. ValueError: no batch, a pruned teacher, tau not positive, labels
-    of another kind than the teacher's outputs, or a student whose logits have another shape than the teacher's.
+    P_i = sum over batches |d L / d gate_i| where L is the batch-mean task loss, and Q_i
+    the same with `friendliness_loss` at `tau` against the student's logits; the
+    gradient goes through the teacher's logits only. Each is then divided by its l2 norm
+    within the layer. A batch is a dict of `input_ids`, `attention_mask`,
+    `token_type_ids` [b, t] and `labels` [b] (float: a regression). `student` is a model
+    or a function batch -> logits. Both are read in eval mode and left as they were.
+    ValueError: no batch, a pruned teacher, tau not positive, labels of another kind
+    than the teacher's outputs, or a student whose logits have another shape than the
+    teacher's.
     """
-    (p_heads, p_neurons), (q_heads, q_neurons) = _gated(teacher, batches, _task, _friendliness(student, tau))
+    p, q = _gated(teacher, batches, _task, _friendliness(student, tau))
+    (p_heads, p_neurons), (q_heads, q_neurons) = p, q
     return Scores(p_heads, q_heads, p_neurons, q_neurons)
 
 
@@ -193,12 +198,14 @@ def random_scores(teacher, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def kept(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Mask of the units that stay when the round(sparsity * units) lowest of `scores` [layers, units] go, ranked over
-    all layers together. Of equal scores the earlier one (lower layer, then lower number) goes first. ValueError: a
-    sparsity outside [0, 1], or a score that is NaN, which would rank above all others."""
+    """Mask of the units that stay when the round(sparsity * units) lowest of `scores`
+    [layers, units] go, ranked over all layers together. Of equal scores the earlier one
+    (lower layer, then lower number) goes first. ValueError: a sparsity outside [0, 1],
+    or a score that is NaN, which would rank above all others."""
     _share("sparsity", sparsity)
     if scores.isnan().any():
-        raise ValueError(f"scores: got NaN for {int(scores.isnan().sum())} unit(s); allowed: numbers")
+        count = int(scores.isnan().sum())
+        raise ValueError(f"scores: got NaN for {count} unit(s); allowed: numbers")
     order = scores.flatten().argsort(stable=True)
     mask = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[order[: round(sparsity * scores.numel())]] = False
@@ -263,18 +270,24 @@ def sparsify_weights(teacher, scores: list[list[torch.Tensor]], sparsity: float)
 # ------------------------------------------------------------------------------------------------- automatic sparsity
 
 
-def density_peak(scores: Scores | torch.Tensor | np.ndarray, reading: str = "A", bandwidth: float = 1.0) -> Peak:
-    """The automatic sparsity: the share of units whose score is at most x1, the lowest local maximum (above 5 % of the
-    highest) of a Gaussian kernel density of scores, with Scott's bandwidth times `bandwidth`.
+def density_peak(scores: Scores | torch.Tensor | np.ndarray, reading: str = "A",
+                 bandwidth: float = 1.0) -> Peak:
+    """The automatic sparsity: the share of units whose score is at most x1, the lowest
+    local maximum (above 5 % of the highest) of a Gaussian kernel density of scores,
+    with Scott's bandwidth times `bandwidth`.
 
     Readings of the poster's "first density peak of a sparsification sequence":
-    A  the density of the heads' knowledgeable scores; the share of heads below its peak serves heads and neurons
-    B  the density of the heads' P and Q pooled, whose first peak is the cluster of friendliness; the share as in A
+    A  the density of the heads' knowledgeable scores; the share of heads below its
+       peak serves heads and neurons
+    B  the density of the heads' P and Q pooled, whose first peak is the cluster of
+       friendliness; the share as in A
     C  as A, for heads and neurons apart
-    D  along the rank: the first peak of 1 / (gap between neighbours in the sorted sequence, smoothed over ranks). The
-       curve has no margins, so its ends are no peaks, unless it has no other: then its highest point, x1 an end
-    `scores` is a `Scores`, or the sequence itself (any shape; A and D). ValueError: an unknown reading, a bandwidth
-    that is not positive, a sequence given to B or C, or one without two different values or with one not finite.
+    D  along the rank: the first peak of 1 / (gap between neighbours in the sorted
+       sequence, smoothed over ranks). The curve has no margins, so its ends are no
+       peaks, unless it has no other: then its highest point, x1 an end
+    `scores` is a `Scores`, or the sequence itself (any shape; A and D). ValueError: an
+    unknown reading, a bandwidth that is not positive, a sequence given to B or C, or
+    one without two different values or with one not finite.
     """
     if reading not in READINGS:
         raise ValueError(f"reading: got {reading!r}; allowed: {', '.join(READINGS)}")
@@ -282,8 +295,10 @@ def density_peak(scores: Scores | torch.Tensor | np.ndarray, reading: str = "A",
         raise ValueError(f"bandwidth: got {bandwidth}; allowed: above 0")
     if not isinstance(scores, Scores):
         if reading in "BC":
-            raise ValueError(f"scores: got one sequence for reading {reading}; allowed: a Scores")
-        return along_rank(ascending(scores), bandwidth) if reading == "D" else first_peak(ascending(scores), bandwidth)
+            one = f"one sequence for reading {reading}"
+            raise ValueError(f"scores: got {one}; allowed: a Scores")
+        peak = along_rank if reading == "D" else first_peak
+        return peak(ascending(scores), bandwidth)
     heads, neurons = scores.knowledgeable()
     heads = ascending(heads)
     if reading == "B":
@@ -294,4 +309,5 @@ def density_peak(scores: Scores | torch.Tensor | np.ndarray, reading: str = "A",
     found = first_peak(heads, bandwidth)
     if reading == "A":
         return found
-    return Peak(found.sparsity, first_peak(ascending(neurons), bandwidth).sparsity, found.x, found.density, found.peak)
+    own = first_peak(ascending(neurons), bandwidth)
+    return replace(found, neuron_sparsity=own.sparsity)

@@ -119,14 +119,17 @@ def score(task: Task, logits: np.ndarray, labels: np.ndarray, bins: int = 10) ->
     return {k: float(v) for k, v in values.items()}
 
 
-def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> dict[str, np.ndarray]:
-    """A reliability diagram's bars: per equal-width bin of `confidence`, its share of rows, mean confidence, accuracy
-    and the absolute gap between the two (0 in an empty bin)."""
+def calibration(confidence: np.ndarray, correct: np.ndarray,
+                bins: int = 10) -> dict[str, np.ndarray]:
+    """A reliability diagram's bars: per equal-width bin of `confidence`, its share of
+    rows, mean confidence, accuracy and the absolute gap between the two (0 in an empty
+    bin)."""
     which = np.clip((confidence * bins).astype(int), 0, bins - 1)
     count = np.bincount(which, minlength=bins)
     mean = np.bincount(which, confidence, bins) / np.maximum(count, 1)
     accuracy = np.bincount(which, correct.astype(float), bins) / np.maximum(count, 1)
-    return {"share": count / len(confidence), "confidence": mean, "accuracy": accuracy, "gap": np.abs(mean - accuracy)}
+    share, gap = count / len(confidence), np.abs(mean - accuracy)
+    return {"share": share, "confidence": mean, "accuracy": accuracy, "gap": gap}
 
 
 def majority(task: Task, labels: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,15 @@
 """The built pages in a real browser, without a network: light, dark and on a phone."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from browser import NAMES, Browser, program
 from test_book import PAGES
+
+from kdutils.chapters import ROOT
 
 pytestmark = pytest.mark.skipif(program() is None, reason=f"no browser installed; any of: {', '.join(NAMES)}")
 
@@ -123,3 +130,15 @@ def test_search_finds_a_chapter(browser, site):
       look(200);
     })"""
     assert "Notation" in browser.run(found)
+
+
+def test_the_whole_book_prints_as_one_pdf(site, tmp_path):
+    """By the Makefile's own recipe, without its set-up: this python's folder has the programs."""
+    where = {"READY": "", "BIN": Path(sys.executable).parent, "OUT": tmp_path, "BROWSER": program()}
+    command = ["make", "--silent", "pdf", *(f"{name}={value}" for name, value in where.items())]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
+    pdf = (tmp_path / "_build" / "distilling-bert.pdf").read_bytes()
+    pictures = {path.name for path in (site / "_images").glob("*.png")}
+    assert pdf.startswith(b"%PDF-") and len(re.findall(rb"/Type /Page\b", pdf)) > 10 * len(PAGES)
+    assert len(re.findall(rb"/Subtype /Image", pdf)) >= len(pictures) > 20

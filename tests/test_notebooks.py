@@ -231,6 +231,17 @@ def test_prose_outweighs_code(name):
     assert words >= 7 * sum(code)
 
 
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_code_fits_the_page(name):
+    """A page has room for 88 characters of code, a cell's or the module's; a longer line wraps."""
+    cells = [cell for cell in read(CHAPTERS[name]).cells if cell.cell_type == "code"]
+    shown = [output.data["text/markdown"] for cell in cells for output in cell.outputs
+             if output.get("data", {}).get("text/markdown", "").startswith("```python\n")]
+    assert shown
+    lines = "\n".join([*shown, *(cell.source for cell in cells)]).splitlines()
+    assert [line for line in lines if len(line) > 88] == []
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     """{chapter: (state, seconds, why)} of all chapters, trained at profile smoke, one a core."""

@@ -384,7 +384,7 @@ def selective(table: pd.DataFrame) -> str:
 def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str):
     """A panel a task: mean of `y` over `x` with 95 % intervals over seeds, a line for each `hue`."""
     names = task_names(data)
-    fig, axes = figures.panels(max(len(names), 1), sharey=True)
+    fig, axes = figures.panels(max(len(names), 1), sharey=figures.scale(y) == 100)  # nats differ too much by task
     for ax, name in zip(axes, names, strict=False):
         some = data[data["task"] == name]
         figures.curve(ax, some, x, y, hue, legend=name == names[0])

@@ -257,7 +257,7 @@ def _over(data: pd.DataFrame, x: str, label: str, names: Sequence[str], err_styl
         if len(known):
             figures.curve(axis, known, x, name, "task", hue_order=order, err_style=err_style)
             for line in axis.lines:
-                if len(set(line.get_xdata())) < 3:  # two points are no curve
+                if 0 < len(set(line.get_xdata())) < 3:  # two points are no curve; the legend's own line has none
                     line.set_linestyle("")
         else:
             figures.nothing([axis], "no probabilities")
