@@ -71,7 +71,9 @@ def masked_lm(model: str):
 
     if model == "tiny":
         return None
-    made, about = bert._reading(model, lambda where: BertForMaskedLM.from_pretrained(where, output_loading_info=True))
+    with bert._quiet():
+        made, about = bert._reading(
+            model, lambda where: BertForMaskedLM.from_pretrained(where, output_loading_info=True))
     return None if any("predictions" in name for name in about["missing_keys"]) else made.eval()
 
 

@@ -92,7 +92,7 @@ def tiny_config(outputs: int = 2, layers: int = 4, vocabulary: int | None = None
 
 @contextmanager
 def _quiet():
-    """transformers reports at length that a fresh head is fresh."""
+    """transformers reports at length which weights of a head are fresh."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

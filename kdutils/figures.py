@@ -159,7 +159,7 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 # -------------------------------------------------------------------------------------------------- tables and numbers
 
 
-NUMBER = re.compile(r"<td>(?=[^<]*\d)([^<A-Za-z]{1,28})</td>")  # a cell that is kept on one line
+WHOLE = re.compile(r"<td>((?=[^<]*\d)[^<A-Za-z]{1,28}|[A-Z]+-\w)</td>")  # kept on one line: numbers, a task like STS-B
 FIRST = re.compile(r"(<tr>\s*)<td[^>]*>(.*?)</td>", re.DOTALL)
 
 
@@ -176,7 +176,7 @@ class Table:
         if max(spans) > 1:
             left = iter([span if i == 0 else 0 for span in spans for i in range(span)])
             html = FIRST.sub(lambda row: row[1] + self._first(row[2], next(left)), html)
-        html = NUMBER.sub(r'<td class="number">\1</td>', html)
+        html = WHOLE.sub(r'<td class="whole">\1</td>', html)
         return html.replace("<thead>", f"<caption>{escape(self.caption)}</caption>\n<thead>", 1)
 
     @staticmethod

@@ -245,22 +245,22 @@ def train_many(students: Sequence[nn.Module], data: Encoded, objective,
                drop_last: bool = False, max_steps: int | None = None,
                finished: Callable[[int, list], None] | None = None,
                device: str | torch.device | None = None) -> list:
-    """Train `students` in place, as many at a time as fit; returns a `distil.Outcome`
-    for each.
+    """Train `students` in place, as many at a time as fit; returns a
+    `distil.Outcome` for each.
 
-    Arguments are `distil.train`'s, with a seed and, if wanted, a rate for each student.
-    `objective` is one for all: a function without state, in whose `batch` "step" (from
-    0) and "replica", the student's number, pick what is that student's own, as in
-    `weights[batch["replica"]]`; or, with an attribute `packed`, one that is called with
-    the whole pack ([R, b, ...]) and returns terms [R]. `evaluate` comes from
-    `evaluator`.
+    Arguments are `distil.train`'s, with a seed and, if wanted, a rate for each
+    student. `objective` is one for all: a function without state, in whose `batch`
+    "step" (from 0) and "replica", the student's number, pick what is that student's
+    own, as in `weights[batch["replica"]]`; or, with an attribute `packed`, one that
+    is called with the whole pack ([R, b, ...]) and returns terms [R]. `evaluate`
+    comes from `evaluator`.
 
-    Without dropout each student ends as `distil.train` leaves it but for the order of
-    sums; with dropout its masks depend on its pack. `Outcome.seconds` is a student's
-    share. Out of memory, the pack is halved and starts again. A student whose loss is
-    not finite gets the FloatingPointError in its outcome's place. ValueError: lists of
-    unequal lengths; `drop_last` and not one full batch. As each pack ends, `finished`
-    gets the number of its first student and its outcomes.
+    Without dropout each student ends as `distil.train` leaves it but for the order
+    of sums; with dropout its masks depend on its pack. `Outcome.seconds` is a
+    student's share. Out of memory, the pack is halved and starts again. A student
+    whose loss is not finite gets the FloatingPointError in its outcome's place.
+    ValueError: lists of unequal lengths; `drop_last` and not one full batch. As each
+    pack ends, `finished` gets the number of its first student and its outcomes.
     """
     distil.keep_memory()
     for name, values in (("seeds", seeds), ("lrs", lrs)):
@@ -271,7 +271,8 @@ def train_many(students: Sequence[nn.Module], data: Encoded, objective,
         enough = f"{settings.batch_size} or more with drop_last"
         raise ValueError(f"rows: got {len(data)}; allowed: {enough}")
     steps = max_steps or distil.total_steps(len(data), settings, drop_last)
-    asked = objective if getattr(objective, "packed", False) else _Together(objective)
+    packed = getattr(objective, "packed", False)
+    asked = objective if packed else _Together(objective)
     device = torch.device(device) if device else distil.best_device()
     rates = lrs or [settings.lr] * len(students)
     job = _Job(students, data, asked, settings, seeds, rates, steps, evaluate,

@@ -87,6 +87,12 @@ def test_a_desk_shows_code_whole(browser, site, name):
     visit(browser, site, name)
     hidden = "[...document.querySelectorAll('.bd-article .cell pre')].map(code => code.scrollWidth - code.clientWidth)"
     assert max(browser.run(hidden)) <= 0
+    lines = """[...document.querySelectorAll('.bd-article .cell_input pre')].map(code => {
+      const {paddingTop, paddingBottom, lineHeight} = getComputedStyle(code);
+      const shown = (code.clientHeight - parseFloat(paddingTop) - parseFloat(paddingBottom)) / parseFloat(lineHeight);
+      return Math.round(shown) - code.textContent.trimEnd().split('\\n').length;
+    })"""
+    assert max(browser.run(lines)) <= 0  # none wraps
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -77,6 +77,12 @@ def test_a_table(shown):
     assert repr(made).splitlines()[0] == "A caption." and "−1.25" in repr(made) and " 3" in repr(made)
 
 
+def test_numbers_and_tasks_are_kept_on_one_line(shown):
+    figures.table(pd.DataFrame({"a": ["x"], "task": ["stsb"], "c": ["−0.1 [−0.3, +0.2]"], "d": ["not 5"]}), "Runs.")
+    cells = ElementTree.fromstring(shown[0][0]._repr_html_()).findall("tbody/tr/td")
+    assert [cell.get("class") for cell in cells] == [None, "whole", "whole", None]
+
+
 def test_rows_that_begin_alike_share_their_first_cell(shown):
     data = pd.DataFrame({"task": ["mrpc", "mrpc", "sst2", "mrpc"], "n": ["5", "6", "7", "8"]})
     figures.table(data, "Runs.")

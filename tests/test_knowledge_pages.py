@@ -333,6 +333,11 @@ def test_students_of_the_other_depth_are_told_by_their_layers():
     deeper = ksm_page.rebuilt(data, deeper=True)
     assert deeper.to_dict("list") == {"method": ["PKD", "KSM-soft"], "sst2, 2 layers": ["70.0 (1)"] * 2}
     assert ksm_page.rebuilt(data[:2], deeper=True).empty
+    assert ksm_page.at_another_depth(data) == ""  # PKD is none of the three
+    rival = on_sst2("vanilla-KD-2L", 0, 0.65, layers=2)
+    both = measured([*rows, on_sst2("KSM-soft-2L", 0, 0.7, layers=2), rival], ksm_page)
+    told = "on sst2 with 2 layers soft KSM gains, in points, +5.0 (1) over vanilla KD"
+    assert ksm_page.at_another_depth(both) == told
 
 
 def test_what_a_large_exploration_reward_makes_of_actions():

@@ -474,8 +474,20 @@ def test_label_shares_the_sweep_and_the_depths(table):
     told = page.mostly_right(table)
     assert told.startswith("on mrpc the teacher is right on 80 %") and told.endswith("labels together have 20.0 %")
     depths = page.by_depth(table)
-    assert depths["independent layers"].tolist() == [1.0, 3.0] and depths["PatientKD"][0] == "90.0 (1)"
+    assert [str(layers) for layers in depths["independent layers"]] == ["1", "3"]
+    assert depths["PatientKD"][0] == "90.0 (1)"
     assert depths["teacher"].tolist() == ["50.0", "50.0"] and depths["constant answer"].tolist() == ["0.0", "0.0"]
+    assert page.at_depths(table) == "" and page.by_start(table).empty  # Patient KD alone is no pair
+    rows = [fake(method, seed, score + 0.001 * seed * (method == "Pea-KD"), layers=layers, init=init, extra_layers=n)
+            for seed in range(5) for method, score in (("PatientKD", 0.5), ("Pea-KD", 0.52))
+            for layers, n, init in ((1, 1.0, None), (None, 3.0, None), (None, 3.0, "bottom"))]
+    both = page.measured(pd.DataFrame(rows))
+    gain = "+2.2 ± 0.2 (5)"  # 2.776 * 0.158 / sqrt(5)
+    told = f"on mrpc, in points, Pea-KD over Patient KD {gain} (clear of zero: Pea-KD over Patient KD)"
+    assert page.at_depths(both) == f"with 1 independent layer, {told}"
+    shared = both.assign(method=both["method"].replace("Pea-KD", "SPS-2"))
+    assert page.from_the_papers_start(both) == "no runs yet" and page.from_the_papers_start(shared) == f"MRPC {gain}"
+    assert page.by_start(both).to_numpy().tolist() == [["mrpc", "Pea-KD over Patient KD", gain, gain]]
     for empty in (page.shares(table[:3]), page.thresholds(table[:3])):
         assert empty.empty and "task" in empty
 

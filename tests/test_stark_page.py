@@ -168,6 +168,12 @@ def test_ablations_compare_equal_sparsities_and_seeds(data):
     scales = stark_page.scales(data)
     assert set(scales["students"]) == {"dropped", "smaller", "small-teacher"}
     assert stark_page.scales(data[data["student"] == "dropped"]).empty  # nothing to compare the usual size with
+    students = data["student"].map({"smaller": 1e6, "small-teacher": 3e6}).fillna(2e6)
+    sized = data.assign(extra_student_parameters=students, extra_teacher_parameters=6e6)
+    told = stark_page.gap_in_words(sized).split("; ")[0]
+    assert told.startswith("on mrpc STARK less KD is, in points, ")
+    assert [part.split()[-5] for part in told.split(", ")[2:]] == ["2.0", "3.0", "6.0"]  # the gap, widening
+    assert stark_page.gap_in_words(sized[sized["student"] == "dropped"]) == ""
     costs = stark_page.costs(data).set_index("task")
     assert costs.loc["mrpc", "sparsity"] == "50%" and costs.loc["mrpc", "sparse teacher, MB"] == pytest.approx(4.0)
     assert costs.loc["mrpc", "scoring, s"] == 12.0  # taken once a seed, at 10 %; later runs looked it up

@@ -533,7 +533,7 @@ def test_a_page_table_links_to_the_chapter_and_an_empty_one_says_so(capsys):
     assert '<td><a href="02_stark.html#the-result">02</a></td>' in html
     assert '<td><a href="06_ksm.html#ablations">06</a></td>' in html
     assert "<caption>Two claims</caption>" in html
-    assert '<td class="number">−1.2</td>' in html and "<td>–</td>" in html
+    assert '<td class="whole">−1.2</td>' in html and "<td>–</td>" in html
     assert capsys.readouterr().out == "No runs yet for: No claims\n"
 
 

@@ -109,7 +109,7 @@ def _compared(profile: str, task: str) -> Iterator[Spec]:
     yield from runs(("PTP-1", "PTP-2", "extra-finetune") if classes else ())
     yield from runs(CONTROLS[1:])
     if profile != "paper":  # where it is every run's start
-        yield from runs(ends[: 1 if light else None], init="bottom")
+        yield from runs(ends[:1] if light else dict.fromkeys([*ends, *SPS, "stacked-unshared"]), init="bottom")
     far = profiles.settings(profile, task).lr > 2 * SLOW
     yield from runs(["PTP-slow"] if classes and far else (), ptp_lr=SLOW)
     yield from runs(["PTP-long"] if classes and shown != 0 else (), **LONG)

@@ -67,6 +67,20 @@ def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: boo
     return made if "score" not in columns or deeper else pd.concat([made, _marks(data)[list(made)]])
 
 
+def at_another_depth(data: pd.DataFrame) -> str:
+    """What soft KSM gains over three rivals where students have the second depth, paired by seed."""
+    told = []
+    for name in task_names(data):
+        if layers := other(data, name):
+            soft, *rivals = (of(data, f"{method}-{layers}L", name, layers=layers)
+                             for method in ("KSM-soft", "vanilla-KD", "Random-Soft", "KSM-hard"))
+            gains = {who: versus(soft, runs) for who, runs in zip(
+                ("vanilla KD", "random soft actions", "hard KSM"), rivals, strict=True)}
+            parts = ", ".join(f"{said(e)} over {who}" for who, e in gains.items() if e["n"])
+            told += [f"on {name} with {layers} layers soft KSM gains, in points, {parts}"] if parts else []
+    return "; ".join(told)
+
+
 def headed(task: str, column: str) -> str:
     """A task and the metric of `column`, of which `score` is the verdicts'."""
     return f"{task} {tasks.get(task).verdict_metric if column == 'score' else column.rpartition('_')[2]}"

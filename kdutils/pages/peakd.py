@@ -27,6 +27,10 @@ MARGIN = 0.02  # of cross-entropy, by which PTP has to do better than the shares
 SHARING = {"running the layers twice": ("SPS-1", "PatientKD"), "exchanging queries and keys": ("SPS-2", "SPS-1"),
            "exchanging them in the second pass only": ("SPS-2", "SPS-both-swapped"),
            "sharing the parameters": ("SPS-2", "stacked-unshared"), "SPS as a whole": ("SPS-2", "PatientKD")}
+WHOLE = {"Pea-KD over Patient KD": ("Pea-KD", "PatientKD"), "SPS over Patient KD": ("SPS-2", "PatientKD"),
+         "PTP over SPS": ("Pea-KD", "SPS-2")}
+STARTED = {name: SHARING[name] for name in SHARING if "second pass" not in name} | {
+    "PTP as a whole": ("Pea-KD", "SPS-2"), "Pea-KD over Patient KD": ("Pea-KD", "PatientKD")}
 BEFORE = {"PTP as a whole": ("Pea-KD", "SPS-2"), "a second round of training": ("extra-finetune", "SPS-2"),
           "PTP's labels instead of the true ones": ("Pea-KD", "extra-finetune"),
           "the slow rate": ("PTP-slow", "Pea-KD"), "ten epochs": ("PTP-long", "Pea-KD"),
@@ -108,12 +112,13 @@ def differences(data: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[st
     return {tables.readable(label): estimate for label, estimate in found.items() if estimate["n"]}
 
 
-def parts(data: pd.DataFrame, named: dict[str, tuple[str, str]]) -> str:
+def parts(data: pd.DataFrame, named: dict[str, tuple[str, str]], **args) -> str:
     """What each difference of `named` (see `SHARING`) comes to, by task in one sentence, with those that have five
-    seeds and an interval that excludes zero."""
+    seeds and an interval that excludes zero; at the usual depth unless `args` say otherwise."""
     told = []
     for name in tables.task_names(data):
-        found = {what: tables.versus(of(data, a, name), of(data, b, name)) for what, (a, b) in named.items()}
+        found = {what: tables.versus(of(data, a, name, **args), of(data, b, name, **args))
+                 for what, (a, b) in named.items()}
         found = {what: estimate for what, estimate in found.items() if estimate["n"]}
         if found:
             beyond = ", ".join(what for what, estimate in found.items() if tables.clear(estimate)) or "none"
@@ -253,10 +258,38 @@ def by_depth(data: pd.DataFrame) -> pd.DataFrame:
     wide = found.pivot_table(index=["task", "extra_layers"], columns="method", values="score", aggfunc=tables.text)
     wide = wide.reindex(columns=[name for name in DEPTH if name in wide]).fillna(figures.DASH)
     marks = {name: tables.marks(part) for name, part in found.groupby("task")}
-    wide = wide.reset_index().rename_axis(columns=None)
+    wide = wide.reset_index().rename_axis(columns=None).astype({"extra_layers": int})
     for who in ("teacher", "constant answer"):
         wide[who] = wide["task"].map({name: told[who] for name, told in marks.items()})
     return wide.rename(columns={"extra_layers": "independent layers"})
+
+
+def by_start(data: pd.DataFrame) -> pd.DataFrame:
+    """The differences of `STARTED` at both starts, paired by seed, on tasks where the second has runs of both."""
+    rows = []
+    for name in tables.task_names(data):
+        for what, (a, b) in STARTED.items():
+            spread, bottom = (tables.versus(of(data, a, name, **start), of(data, b, name, **start))
+                              for start in ({}, {"init": "bottom"}))
+            if bottom["n"]:
+                rows.append({"task": name, "difference": what, "layers spread over the encoder": tables.said(spread),
+                             "the first layers, as in the paper": tables.said(bottom)})
+    return pd.DataFrame(rows)
+
+
+def from_the_papers_start(data: pd.DataFrame) -> str:
+    """What SPS gains over Patient KD where students start from the first layers, by task."""
+    gains = {name: tables.versus(of(data, "SPS-2", name, init="bottom"), of(data, "PatientKD", name, init="bottom"))
+             for name in tables.task_names(data)}
+    told = ", ".join(f"{name} {tables.said(e)}" for name, e in gains.items() if e["n"])
+    return tables.readable(told) or "no runs yet"
+
+
+def at_depths(data: pd.DataFrame) -> str:
+    """What `WHOLE` comes to at each number of independent layers beside the usual one."""
+    return "; ".join(f"with {layers:g} independent {'layer' if layers == 1 else 'layers'}, {told}"
+                     for layers in sorted(depths(data)["layers"].dropna().unique())
+                     if (told := parts(data, WHOLE, layers=layers)))
 
 
 def curves(records: Iterable[Record], methods: Iterable[str]) -> pd.DataFrame:

@@ -333,6 +333,18 @@ def scales(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows if any(row["students"] != "dropped" for row in rows) else [])
 
 
+def gap_in_words(data: pd.DataFrame) -> str:
+    """STARK minus KD by the gap in size, teacher over student, on the tasks that have more than one."""
+    told, found = [], scales(data)
+    for name, rows in found.groupby("task", sort=False) if len(found) else ():
+        sized = rows.assign(gap=rows["teacher, M"].astype(float) / rows["student, M"].astype(float)).sort_values("gap")
+        if len(sized) > 1:
+            parts = ", ".join(f"{r['difference']} where the teacher has {r['gap']:.1f} times the student's parameters"
+                              for r in sized.to_dict("records"))
+            told.append(f"on {name} STARK less KD is, in points, {parts}")
+    return "; ".join(told)
+
+
 def tradeoff(data: pd.DataFrame) -> pd.DataFrame:
     """The runs of every lambda at the sparsity where they were all run, with `lambda`."""
     runs = data[(data["method"] == "STARK") & (data["base"] == "KD") & (data["protocol"] == "clean")
