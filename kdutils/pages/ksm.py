@@ -402,7 +402,9 @@ def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str
     for ax, name in zip(axes, names, strict=False):
         some = data[data["task"] == name]
         figures.curve(ax, some, x, y, hue, legend=name == names[0])
-        ax.set(title=readable(f"{name} (n = {some['seed'].nunique()})"), xlabel=xlabel, ylabel=ylabel)
+        seeds = some.groupby(hue)["seed"].nunique()  # each line has its own
+        said_n = " to ".join(str(n) for n in dict.fromkeys((seeds.min(), seeds.max())))
+        ax.set(title=readable(f"{name} (n = {said_n})"), xlabel=xlabel, ylabel=ylabel)
     if names:
         handles, labels = axes[0].get_legend_handles_labels()
         axes[0].get_legend().remove()

@@ -27,8 +27,6 @@ MARGIN = 0.02  # of cross-entropy, by which PTP has to do better than the shares
 SHARING = {"running the layers twice": ("SPS-1", "PatientKD"), "exchanging queries and keys": ("SPS-2", "SPS-1"),
            "exchanging them in the second pass only": ("SPS-2", "SPS-both-swapped"),
            "sharing the parameters": ("SPS-2", "stacked-unshared"), "SPS as a whole": ("SPS-2", "PatientKD")}
-WHOLE = {"Pea-KD over Patient KD": ("Pea-KD", "PatientKD"), "SPS over Patient KD": ("SPS-2", "PatientKD"),
-         "PTP over SPS": ("Pea-KD", "SPS-2")}
 STARTED = {name: SHARING[name] for name in SHARING if "second pass" not in name} | {
     "PTP as a whole": ("Pea-KD", "SPS-2"), "Pea-KD over Patient KD": ("Pea-KD", "PatientKD")}
 BEFORE = {"PTP as a whole": ("Pea-KD", "SPS-2"), "a second round of training": ("extra-finetune", "SPS-2"),
@@ -286,10 +284,10 @@ def from_the_papers_start(data: pd.DataFrame) -> str:
 
 
 def at_depths(data: pd.DataFrame) -> str:
-    """What `WHOLE` comes to at each number of independent layers beside the usual one."""
+    """What `STARTED` comes to at each number of independent layers beside the usual one."""
     return "; ".join(f"with {layers:g} independent {'layer' if layers == 1 else 'layers'}, {told}"
                      for layers in sorted(depths(data)["layers"].dropna().unique())
-                     if (told := parts(data, WHOLE, layers=layers)))
+                     if (told := parts(data, STARTED, layers=layers)))
 
 
 def curves(records: Iterable[Record], methods: Iterable[str]) -> pd.DataFrame:
