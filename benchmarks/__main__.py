@@ -1,6 +1,6 @@
 """Measure what the book's runs cost, print it, and keep it in book/benchmarks.jsonl, from which the page Cost is made.
 
-    python -m benchmarks                            all parts but the last two, three to five minutes on two cores
+    python -m benchmarks                            all parts but the last three, three to five minutes on two cores
     python -m benchmarks --only training profile    these parts
     python -m benchmarks --only training --full     whole epochs of the slow loops too
     python -m benchmarks --only paper               profile paper on a BERT-base of random weights: 3 to 4 minutes
@@ -52,13 +52,13 @@ def record_of(part: str, task: str, rows: list[dict], load: float) -> dict:
     """What is kept of a part: its rows, and where and when they were measured."""
     import torch
 
-    from kdutils import distil, provenance
+    from kdutils import bert, distil, provenance
 
     commit = provenance.commit()
     return {
         "part": part, "task": task, "device": provenance.device(), "threads": torch.get_num_threads(), "rows": rows,
         "gpu": torch.cuda.is_available(),
-        "dtype": str(distil.compute_dtype("auto", distil.best_device())).removeprefix("torch."), "load": load,
+        "dtype": str(bert.compute_dtype("auto", distil.best_device())).removeprefix("torch."), "load": load,
         "versions": provenance.versions(), "commit": commit[0], "dirty": commit[1],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

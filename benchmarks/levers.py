@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from benchmarks.clock import now, row
 from benchmarks.workload import Workload
-from kdutils import bert, distil, losses
+from kdutils import bert, losses
 
 WARM = 8  # first passes, in which `torch.compile` compiles: counted apart
 
@@ -18,9 +18,9 @@ WARM = 8  # first passes, in which `torch.compile` compiles: counted apart
 def levers(work: Workload, steps: int) -> list[dict]:
     """The passes of the timed epoch's student as they are and under `torch.compile` with lengths left open (`start`:
     seconds of the first `WARM`), and the products of its first layer's query, key and value one by one and as one."""
-    device = distil.device_of(work.teacher)
+    device = bert.device_of(work.teacher)
     student = bert.keep_layers(work.teacher, work.settings.layers)
-    worker = bert.cast(student, distil.compute_dtype(work.settings.precision, device)).train()
+    worker = bert.cast(student, bert.compute_dtype(work.settings.precision, device)).train()
     order = cycle(work.data.train.order(work.settings.batch_size, torch.Generator().manual_seed(0)))
     batches = [work.data.train.batch(part, device) for part in islice(order, WARM + steps)]
 

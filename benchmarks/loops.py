@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.clock import now
 from benchmarks.workload import Workload
-from kdutils import distil, losses
+from kdutils import bert, distil, losses
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -35,7 +35,7 @@ def reference(work: Workload, teacher: nn.Module, student: nn.Module, vocabulary
     """Train the plain `student` in place for `steps` steps as the official loop does; the time after each."""
     from transformers import get_linear_schedule_with_warmup
 
-    settings, device, ends = work.settings, distil.device_of(student), []
+    settings, device, ends = work.settings, bert.device_of(student), []
     torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(distil.decay_groups(student, settings.weight_decay), lr=settings.lr)
     schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * steps), steps)
@@ -55,8 +55,8 @@ def reference(work: Workload, teacher: nn.Module, student: nn.Module, vocabulary
     return ends
 
 
-def trainer(work: Workload, teacher: nn.Module, student: nn.Module, vocabulary: torch.Tensor, steps: int,
-            seed: int = 0) -> list[np.ndarray]:
+def trainer(work: Workload, teacher: nn.Module, student: nn.Module, vocabulary: torch.Tensor,
+            steps: int) -> list[np.ndarray]:
     """The same by a subclass of transformers' `Trainer`, whose defaults for the rest are kept."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -82,7 +82,7 @@ def trainer(work: Workload, teacher: nn.Module, student: nn.Module, vocabulary: 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=steps, per_device_train_batch_size=settings.batch_size, learning_rate=settings.lr,
-            weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * steps), seed=seed,
+            weight_decay=settings.weight_decay, warmup_steps=round(settings.warmup * steps), seed=0,
             max_grad_norm=settings.clip, lr_scheduler_type="linear", logging_strategy="no", save_strategy="no",
             report_to=[], disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available())
         teacher.eval()

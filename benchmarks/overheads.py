@@ -14,14 +14,16 @@ from kdutils.chapters import chapters
 from kdutils.records import Spec, Store, repository
 from kdutils.sweep import run_sweep
 
+RUNS = 50  # of a sweep, beside the first
+
 
 def nothing(spec: Spec) -> dict:
     """A run that takes no time."""
     return {"metrics": {"dev": {"accuracy": 1.0}}}
 
 
-def sweep(runs: int = 50) -> list[dict]:
-    """Seconds of a sweep of `runs` runs that do nothing, a worker's start included, and of each further run."""
+def sweep() -> list[dict]:
+    """Seconds of a sweep of a run that does nothing, a worker's start included, and of each of `RUNS` further ones."""
     def seconds(count):
         with tempfile.TemporaryDirectory() as folder:
             specs = [Spec("01_pilot", "synthetic", "nothing", "smoke", seed, {}, {}) for seed in range(count)]
@@ -32,8 +34,8 @@ def sweep(runs: int = 50) -> list[dict]:
                 raise RuntimeError(f"sweep: got {len(swept.done)} runs; allowed: {count}")
             return now() - started
 
-    one, many = seconds(1), seconds(runs + 1)
-    return [row("a sweep of one empty run", one), row("each further run", (many - one) / runs)]
+    one, many = seconds(1), seconds(RUNS + 1)
+    return [row("a sweep of one empty run", one), row("each further run", (many - one) / RUNS)]
 
 
 def pages() -> list[dict]:

@@ -14,6 +14,7 @@ from kdutils import bert, distil, knowledge, replicas, teacher
 
 RUNS = 200  # random-selection runs that the throughput is stated for
 GPU_PACK, CPU_PACK = 200, 4
+COUNTED = 5  # batches whose operations are counted
 
 
 def peak(dtype: torch.dtype, device: torch.device) -> float:
@@ -28,15 +29,15 @@ def peak(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / min(times)
 
 
-def operations(student, work: Workload, device: torch.device, batches: int = 5) -> float:
+def operations(student, work: Workload, device: torch.device) -> float:
     """Mean operations of a training step's matrix products on its own batch, padded to its own longest row."""
     rows = work.data.train
     counter = FlopCounterMode(display=False)
     with counter:
-        for part in rows.order(work.settings.batch_size, torch.Generator().manual_seed(0))[:batches]:
+        for part in rows.order(work.settings.batch_size, torch.Generator().manual_seed(0))[:COUNTED]:
             bert.forward(student.train(), rows.batch(part, device))[0].sum().backward()
     student.zero_grad()
-    return counter.get_total_flops() / batches
+    return counter.get_total_flops() / COUNTED
 
 
 def compare(work: Workload, steps: int, count: int | None = None) -> list[dict]:
@@ -56,7 +57,7 @@ def compare(work: Workload, steps: int, count: int | None = None) -> list[dict]:
     clock = _Clock(replicas.Selections(signals, assigned, actions, tau))
     replicas.train_many([copy.deepcopy(start) for _ in range(count)], work.data.train, clock, work.settings,
                         seeds=range(count), max_steps=total)
-    most = peak(distil.compute_dtype(work.settings.precision, device), device)
+    most = peak(bert.compute_dtype(work.settings.precision, device), device)
     work_done = operations(copy.deepcopy(start), work, device)
     rows = []
     for what, at_once, times in (("one at a time", 1, ends), ("as a pack", clock.size, clock.ends)):

@@ -83,12 +83,13 @@ def write_model(folder: Path, words: int = WORDS, **sizes) -> None:
     of a hub model."""
     import torch
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+    from transformers.utils import logging
 
     from kdutils import bert
 
     torch.manual_seed(0)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    with bert._quiet():
+    with bert.quiet(logging):
         BertForMaskedLM(BertConfig(vocab_size=words + len(special), **sizes)).save_pretrained(folder)
     file = folder / "vocab.txt"
     file.write_text("\n".join([*special, *vocabulary(words)]))

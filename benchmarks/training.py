@@ -48,7 +48,7 @@ def speed(work: Workload, steps: int) -> list[dict]:
 
 def _ours(work: Workload, signals: teacher.Signals, **options) -> distil.Outcome:
     student = bert.keep_layers(work.teacher, work.settings.layers)
-    objective = distil.stark_kd(signals.to(distil.device_of(student)), work.settings.tau)
+    objective = distil.stark_kd(signals.to(bert.device_of(student)), work.settings.tau)
     return distil.train(student, work.data.train, objective, work.settings, seed=0, **options)
 
 
@@ -57,11 +57,11 @@ def scoring(work: Workload, batches: int = 6) -> list[dict]:
     rows = work.data.train
     order = rows.order(work.settings.batch_size, torch.Generator().manual_seed(0))[: batches + 1]
     student = bert.keep_layers(work.teacher, work.settings.layers)
-    told = teacher.ask(student, rows).logits.to(distil.device_of(work.teacher))
+    told = teacher.ask(student, rows).logits.to(bert.device_of(work.teacher))
     dense = copy.deepcopy(work.teacher)
 
     def scored(which):
-        made = [rows.batch(part, distil.device_of(dense)) for part in which]
+        made = [rows.batch(part, bert.device_of(dense)) for part in which]
         started = now()
         stark.score(dense, lambda batch: told[batch["index"]], made, work.settings.tau)
         return now() - started

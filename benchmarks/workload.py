@@ -46,4 +46,4 @@ def plain(model) -> nn.Module:
 
     made = BertForSequenceClassification(copy.deepcopy(model.config))
     made.load_state_dict(model.state_dict())
-    return made.to(distil.device_of(model))
+    return made.to(bert.device_of(model))

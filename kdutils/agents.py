@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import nn
 
 from kdutils import checkpoints
 
 KINDS = 4  # entries of an action
+HIDDEN, FEATURES = 64, 8  # units and outputs of a feature network
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Choices:
 
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers of the given sizes with ReLU between them."""
-    layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -72,12 +73,12 @@ class Selector(nn.Module):
     batch, width] of student and teacher and returns soft actions [n, 4]; a state s_t is
     the batch's feature vectors one after the other, so `batch` is fixed."""
 
-    def __init__(self, width: int, batch: int, features: int = 8, hidden: int = 64):
+    def __init__(self, width: int, batch: int):
         super().__init__()
         self.width, self.batch = width, batch
-        self.student_features = mlp(width, hidden, features)
-        self.teacher_features = mlp(width, hidden, features)
-        self.actor = mlp(2 * batch * features, 256, 256, KINDS)
+        self.student_features = mlp(width, HIDDEN, FEATURES)
+        self.teacher_features = mlp(width, HIDDEN, FEATURES)
+        self.actor = mlp(2 * batch * FEATURES, 256, 256, KINDS)
 
     @property
     def state_size(self) -> int:
@@ -100,15 +101,13 @@ class Selector(nn.Module):
 
 def save(selector: Selector, path: Path) -> None:
     """Write a selector to a safetensors file, atomically."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in selector.state_dict().items()}
-    checkpoints.write(tensors, path, {"width": str(selector.width), "batch": str(selector.batch)})
+    about = {"width": str(selector.width), "batch": str(selector.batch)}
+    checkpoints.write(selector.state_dict(), path, about)
 
 
 def restore(path: Path) -> Selector:
     """The selector that `save` wrote."""
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safe_open is no dict)
+    tensors, about = checkpoints.read(path)
     selector = Selector(int(about["width"]), int(about["batch"]))
     selector.load_state_dict(tensors)
     return selector.eval()
@@ -171,6 +170,7 @@ class Memory:
         self.steps: list[Step] = []
 
     def push(self, step: Step) -> None:
+        """Keep `step`, and forget the oldest where there are too many."""
         self.steps.append(step)
         del self.steps[: -self.capacity]
 
@@ -226,7 +226,9 @@ class Agent:
         rewards = torch.tensor(self.rewards, dtype=torch.float64)
         return float(rewards.mean()), max(float(rewards.std()), 1e-8)
 
-    def values(self, critic, halves, actions: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def values(critic, halves, actions: torch.Tensor) -> torch.Tensor:
+        """Q [n] of states, given as their `halves` (see `Selector.features`), and `actions` [n, 4]."""
         return critic(torch.cat([*halves, actions], 1))[:, 0]
 
     def _stack(self, steps: list[Step]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -46,13 +46,12 @@ def spans(ids: Sequence[int], text: Sequence[str]) -> list[tuple[int, int]]:
 class Neighbours:
     """Nearest words, by cosine of `embeddings` [vocabulary, d]; a word of several pieces has their mean. Candidates are
     the whole words of letters that are no stop words, of the ids `among` where it is given. `of(word)` gives up to
-    `count` ids, never the word itself."""
+    `CANDIDATES` ids, never the word itself."""
 
-    def __init__(self, embeddings: torch.Tensor, text: Sequence[str], count: int = CANDIDATES,
-                 among: Sequence[int] | None = None):
+    def __init__(self, embeddings: torch.Tensor, text: Sequence[str], among: Sequence[int] | None = None):
         ids = range(len(text)) if among is None else among
         whole = [i for i in ids if not text[i].startswith("##") and spans([i], text)]
-        self.embeddings, self.count = embeddings.float(), count
+        self.embeddings = embeddings.float()
         self.ids = torch.tensor(whole)
         self.unit = F.normalize(self.embeddings[self.ids], dim=1)
         self.known: dict[tuple[int, ...], list[int]] = {}
@@ -60,31 +59,32 @@ class Neighbours:
     def of(self, word: tuple[int, ...]) -> list[int]:
         if word not in self.known:
             near = self.unit @ F.normalize(self.embeddings[list(word)].mean(0), dim=0)
-            best = self.ids[near.topk(min(self.count + 1, len(near))).indices].tolist()
-            self.known[word] = [i for i in best if (i,) != word][: self.count]
+            best = self.ids[near.topk(min(CANDIDATES + 1, len(near))).indices].tolist()
+            self.known[word] = [i for i in best if (i,) != word][:CANDIDATES]
         return self.known[word]
 
 
 def masked_lm(model: str):
     """The model with its language-model head in eval mode, or None where the checkpoint has no such head."""
     from transformers import BertForMaskedLM
+    from transformers.utils import logging
 
     if model == "tiny":
         return None
-    with bert._quiet():
-        made, about = bert._reading(
+    with bert.quiet(logging):
+        made, about = bert.reading(
             model, lambda where: BertForMaskedLM.from_pretrained(where, output_loading_info=True))
     return None if any("predictions" in name for name in about["missing_keys"]) else made.eval()
 
 
 class Likely:
     """What a masked language model puts in a word's place: the words of the task's vocabulary (of its ids `among` where
-    they are given) among its `count` first guesses, never the word itself. Like TinyBERT, the masked sentence is
+    they are given) among its `CANDIDATES` first guesses, never the word itself. Like TinyBERT, the masked sentence is
     followed by the sentence itself."""
 
-    def __init__(self, model, vocabulary: torch.Tensor, mask: int, text: Sequence[str], count: int = CANDIDATES,
+    def __init__(self, model, vocabulary: torch.Tensor, mask: int, text: Sequence[str],
                  among: Sequence[int] | None = None):
-        self.model, self.vocabulary, self.mask, self.text, self.count = model, vocabulary, mask, text, count
+        self.model, self.vocabulary, self.mask, self.text = model, vocabulary, mask, text
         self.among = set(range(len(vocabulary)) if among is None else among)
 
     @torch.inference_mode()
@@ -98,7 +98,7 @@ class Likely:
         device = self.model.device
         hidden = self.model.bert(inputs.to(device), token_type_ids=segments.to(device))[0]
         at = hidden[torch.arange(len(places)), torch.tensor(places)]
-        guesses = self.model.cls(at).topk(self.count).indices.cpu()
+        guesses = self.model.cls(at).topk(CANDIDATES).indices.cpu()
         return {place: self._local(some, row[place]) for place, some in zip(places, guesses, strict=True)}
 
     def _local(self, guesses: torch.Tensor, word: int) -> list[int]:
@@ -109,12 +109,12 @@ class Likely:
 
 
 def augment(rows: Encoded, text: Sequence[str], neighbours: Neighbours, copies: int, seed: int,
-            likely: Callable | None = None, replace: float = REPLACE) -> Encoded:
+            likely: Callable | None = None) -> Encoded:
     """`rows` and `copies` changed versions of each, with its label. `text` names the ids, `likely(row, places)` gives a
     masked language model's candidates (None: neighbours for every word). A copy replaces each word, with probability
-    `replace`, by one of its candidates; a row never grows."""
-    if copies < 1 or not 0 < replace <= 1:
-        raise ValueError(f"copies, replace: got {copies}, {replace}; allowed: a whole number from 1, and 0 to 1")
+    `REPLACE`, by one of its candidates; a row never grows. ValueError: no copy."""
+    if copies < 1:
+        raise ValueError(f"copies: got {copies}; allowed: a whole number from 1")
     generator = torch.Generator().manual_seed(seed)
     made: list[tuple[list[int], list[int]]] = []
     for ids, segments, length in zip(rows.ids.tolist(), rows.segments.tolist(), rows.lengths.tolist(), strict=True):
@@ -123,17 +123,17 @@ def augment(rows: Encoded, text: Sequence[str], neighbours: Neighbours, copies: 
         single = [a for a, b in words if b == a + 1]
         guessed = likely(row, single) if likely and single else {}
         options = {(a, b): guessed.get(a) or neighbours.of(tuple(row[a:b])) for a, b in words}
-        made += [(row, of), *(_vary(row, of, options, replace, generator) for _ in range(copies))]
+        made += [(row, of), *(_vary(row, of, options, generator) for _ in range(copies))]
     tokens = pad_sequence([torch.tensor(a, dtype=torch.int32) for a, _ in made], batch_first=True)
     kinds = pad_sequence([torch.tensor(b, dtype=torch.int8) for _, b in made], batch_first=True)
     lengths = torch.tensor([len(a) for a, _ in made])
     return Encoded(tokens, kinds, lengths, rows.labels.repeat_interleave(copies + 1))
 
 
-def _vary(row: list[int], segments: list[int], options: dict, replace: float, generator) -> tuple[list[int], list[int]]:
+def _vary(row: list[int], segments: list[int], options: dict, generator) -> tuple[list[int], list[int]]:
     ids, kinds, at = [], [], 0
     for (start, end), words in options.items():
-        if not words or float(torch.rand((), generator=generator)) >= replace:
+        if not words or float(torch.rand((), generator=generator)) >= REPLACE:
             continue
         ids += [*row[at:start], words[int(torch.randint(len(words), (), generator=generator))]]
         kinds += segments[at : start + 1]

@@ -7,6 +7,7 @@ MetaKD and DynaBERT have files of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,10 @@ WARM_UP = 1 / 12  # share of the steps over which DKD's terms fade in: 20 of its
 
 def pkd(teacher: Signals, pairs: Sequence[tuple[int, int]], tau: float, beta: float = BETA) -> distil.Plain:
     """Patient KD (Sun et al., 2019): `losses.stark` + beta MSE of unit-normalised [CLS] states of `pairs` of (student,
-    teacher) layers, counted from 1; the MSE is a mean over batch, pairs and dimensions."""
+    teacher) layers, counted from 1; the MSE is a mean over batch, pairs and dimensions. Without a pair, as of a student
+    of one layer, `distil.stark_kd`."""
+    if not pairs:
+        return distil.stark_kd(teacher, tau)
     ours, its = (bert.index(tuple(pair[side] for pair in pairs), teacher.logits.device) for side in (0, 1))
 
     def terms(batch, logits, states):
@@ -58,11 +62,11 @@ def pair_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) 
     return (divergence * rows).sum() / rows.sum().clamp(min=1)
 
 
-def triple_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, window: int = WINDOW) -> torch.Tensor:
+def triple_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """CKD's triples: the cosine of the angle at item j between the directions to items i and k, all different and real
-    and i, k within `window` items centred on j; the mean-squared error between student and teacher over all triples
+    and i, k within `WINDOW` items centred on j; the mean-squared error between student and teacher over all triples
     (0 where there is none). Shapes as in `pair_loss`."""
-    near = torch.arange(-(window // 2), window // 2 + 1, device=mask.device)
+    near = torch.arange(-(WINDOW // 2), WINDOW // 2 + 1, device=mask.device)
     at = torch.arange(mask.shape[-1], device=mask.device)[:, None] + near
     there = (at >= 0) & (at < mask.shape[-1]) & (near != 0)
     at = at.clamp(0, mask.shape[-1] - 1)
@@ -113,7 +117,7 @@ def ckd(teacher, pairs: Sequence[tuple[int, int]], task: str, heat: float = 1.0,
         relations = of_pairs * made["wr_pair"] + of_triples * made["wr_triple"] + made["ltr_pair"] + made["ltr_triple"]
         return {"loss": soft + weight * relations} | made
 
-    return distil.Plain(terms, tokens=True)
+    return distil.Plain(terms, tokens=True, whole=True)  # means over all tokens of a batch
 
 
 # --------------------------------------------------------------------------------------------------------------- TAKD
@@ -127,7 +131,7 @@ def between(layers: Sequence[int], depth: int) -> tuple[int, ...]:
         return tuple(range(1, wanted + 1))
     while len(made) < wanted:
         ends = [0, *made, depth + 1]
-        low, high = max(zip(ends, ends[1:], strict=False), key=lambda gap: gap[1] - gap[0])
+        low, high = max(pairwise(ends), key=lambda gap: gap[1] - gap[0])
         made = sorted([*made, (low + high) // 2])
     return tuple(made)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -37,7 +37,7 @@ def resolve(model: str) -> str:
     return next((str(path.parent) for path in weights), MINILM_HUB)
 
 
-def _reading(model: str, read):
+def reading(model: str, read):
     """What `read` reads; RuntimeError, in one line, where it cannot."""
     try:
         return read(resolve(model))
@@ -49,10 +49,10 @@ def _reading(model: str, read):
 
 
 def tokenizer(model: str):
-    """The model's fast tokenizer."""
+    """The model's fast tokenizer. RuntimeError, in one line: it cannot be read."""
     from transformers import AutoTokenizer
 
-    return _reading(model, AutoTokenizer.from_pretrained)
+    return reading(model, AutoTokenizer.from_pretrained)
 
 
 def load(model: str, outputs: int, seed: int = 0):
@@ -60,15 +60,17 @@ def load(model: str, outputs: int, seed: int = 0):
 
     `tiny` has random weights. The head (and a tiny model, or a pooler that the checkpoint lacks) is drawn from `seed`.
     ValueError: a checkpoint of another architecture, which transformers would fill up with random weights.
+    RuntimeError, in one line: it cannot be read.
     """
     from transformers import BertForSequenceClassification
+    from transformers.utils import logging
 
     torch.manual_seed(seed)
     kind = "regression" if outputs == 1 else "single_label_classification"
     if model == "tiny":
         return fast_dropout(BertForSequenceClassification(tiny_config(outputs)))
-    with _quiet():
-        made, found = _reading(model, lambda where: BertForSequenceClassification.from_pretrained(
+    with quiet(logging):
+        made, found = reading(model, lambda where: BertForSequenceClassification.from_pretrained(
             where, num_labels=outputs, problem_type=kind, dtype=torch.float32, output_loading_info=True))
     lost = sorted(name for name in found["missing_keys"] if not name.startswith(FRESH))
     named = made.config.model_type  # a bare RoBERTa's weights have BERT's names, but it counts positions otherwise
@@ -91,14 +93,13 @@ def tiny_config(outputs: int = 2, layers: int = 4, vocabulary: int | None = None
 
 
 @contextmanager
-def _quiet():
-    """transformers reports at length which weights of a head are fresh."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
+def quiet(logging) -> Iterator[None]:
+    """Meanwhile `logging`, the module of transformers or of huggingface_hub, lets errors through only, and no bars. The
+    one reports at length which weights of a head are fresh, the other each try to reach a hub in vain."""
+    level, bars = logging.get_verbosity(), getattr(logging, "is_progress_bar_enabled", bool)()  # the hub's has no bars
     logging.set_verbosity_error()
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    if bars:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
@@ -187,6 +188,46 @@ def forward(model, batch: dict, states: bool = False, tokens: bool = False):
     return logits, torch.stack([h[:, 0] for h in seen], 1).float() if states else None
 
 
+# ---------------------------------------------------------------------------------------- where and how it computes
+
+
+def device_of(model) -> torch.device:
+    """Where the model is."""
+    return model.classifier.weight.device
+
+
+def compute_dtype(precision: str, device) -> torch.dtype:
+    """The dtype that `precision` ("fp32", "bf16" or "auto") means on `device`: auto is bf16 where the hardware
+    multiplies it faster (a GPU since Ampere, a CPU with AMX or AVX512-BF16), else fp32. ValueError: another one."""
+    if precision not in ("fp32", "bf16", "auto"):
+        raise ValueError(f"precision: got {precision!r}; allowed: fp32, bf16, auto")
+    if precision == "auto":
+        if torch.device(device).type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if fast else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def cast(model, dtype: torch.dtype):
+    """`model` itself where it has that dtype already, else a copy in it (shared parameters stay shared)."""
+    if model.classifier.weight.dtype == dtype:
+        return model
+    return copy.deepcopy(model).to(dtype)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[nn.Module]:
+    """`model` in training or eval mode; afterwards every sub-module is in its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model.train(training)
+    finally:
+        for module, own in modes.items():
+            module.training = own
+
+
 # ------------------------------------------------------------------------------------------------- building students
 
 
@@ -237,7 +278,7 @@ class Gates:
     (nu, [layers, neurons]); `remove()` takes them off again. A gate of zero equals physical removal."""
 
     def __init__(self, model, requires_grad: bool = False):
-        device = model.classifier.weight.device
+        device = device_of(model)
         self.heads, self.neurons = (torch.ones(shape, device=device, requires_grad=requires_grad)
                                     for shape in widths(model))
         self._hooks = []
@@ -306,10 +347,3 @@ def index(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """`numbers` as an index on `device`, made once. A list in its place is copied there, and waited for, every time."""
     with torch.inference_mode(False):  # whoever asks first: others need its gradient's rows
         return torch.tensor(numbers, dtype=torch.long, device=device)
-
-
-def cast(model, dtype: torch.dtype):
-    """`model` itself where it has that dtype already, else a copy in it (shared parameters stay shared)."""
-    if model.classifier.weight.dtype == dtype:
-        return model
-    return copy.deepcopy(model).to(dtype)

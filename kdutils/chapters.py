@@ -135,11 +135,11 @@ def warning(notebook):
     return None
 
 
-def code_hash(path, parameters, root=ROOT):
+def code_hash(path, parameters):
     """Hash of what an executed copy depends on beside records: its cells and parameters, the code that it may import,
     versions, claims and measurements."""
-    fixed = [root / "constraints.txt", root / "book" / "claims.yml", root / "book" / "benchmarks.jsonl"]
-    files = [*fixed, *(file for folder in ("benchmarks", "kdutils") for file in sorted((root / folder).rglob("*.py")))]
+    fixed = [ROOT / "constraints.txt", ROOT / "book" / "claims.yml", ROOT / "book" / "benchmarks.jsonl"]
+    files = [*fixed, *(file for folder in ("benchmarks", "kdutils") for file in sorted((ROOT / folder).rglob("*.py")))]
     code = [file.read_text() for file in files if file.exists()]
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
     return _hash([parameters, cells, code])
@@ -186,12 +186,11 @@ def _started(path):
     return path.exists() and any(cell.get("execution_count") for cell in nbformat.read(path, as_version=4).cells)
 
 
-def run_chapter(source, target, parameters, timeout=TIMEOUT, failed=None, strict=False, **environment):
+def run_chapter(source, target, parameters, timeout=TIMEOUT, strict=False, **environment):
     """Execute `source` and put the result at `target`, all or nothing. Returns why it failed, or None.
 
-    A kernel that never started (a known race for ports) is tried once more. The copy of a failed run goes to the folder
-    `failed`, by default that of the store. With `strict` a warning is a failure too. `environment` is added to the
-    notebook's.
+    A kernel that never started (a known race for ports) is tried once more. The copy of a failed run goes to the
+    store's folder `failed`. With `strict` a warning is a failure too. `environment` is added to the notebook's.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kdutils-") as folder:  # one that is killed leaves nothing beside `target`
@@ -204,7 +203,7 @@ def run_chapter(source, target, parameters, timeout=TIMEOUT, failed=None, strict
         if not why:
             _write(clean(nbformat.read(partial, as_version=4)), target)
         elif partial.exists():
-            failed = failed or Store().runs / "failed"
+            failed = Store().runs / "failed"
             failed.mkdir(parents=True, exist_ok=True)
             why += f" (see {shutil.move(partial, failed / target.name)})"
     return why

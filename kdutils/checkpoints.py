@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kdutils import bert, dropout
+from kdutils.store import replacing
 
 
 def save(model, path: Path) -> None:
@@ -24,27 +23,30 @@ def save(model, path: Path) -> None:
     for name, value in model.state_dict(keep_vars=True).items():
         owner = first.setdefault(id(value), name)
         if owner == name:
-            tensors[name] = value.detach().cpu().contiguous()
+            tensors[name] = value
         else:
             shared[name] = owner
     write(tensors, path, {"config": model.config.to_json_string(use_diff=False), "shared": json.dumps(shared)})
 
 
 def write(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str] | None = None) -> None:
-    """Write `tensors` and the texts `about` to one safetensors file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")  # containers that share a disk share process ids
-    save_file(tensors, partial, about)
-    os.replace(partial, path)
+    """Write `tensors`, wherever they are, and the texts `about` to one safetensors file, atomically."""
+    with replacing(path) as file:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file, about)
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the texts that `write` wrote."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safe_open is no dict)
+        return tensors, file.metadata() or {}
 
 
 def restore(path: Path):
     """The model that `save` wrote: pruned widths, shared tensors and logits are the same."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safe_open is no dict)
+    tensors, about = read(path)
     model = BertForSequenceClassification(BertConfig.from_dict(json.loads(about["config"])))
     named = dict(model.named_modules())
     for name, value in tensors.items():

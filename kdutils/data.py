@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +16,7 @@ from kdutils import bert, synthetic, tasks
 from kdutils.params import glue_source, in_one_line, without_glue
 from kdutils.profiles import Settings
 
+POOL = 50  # batches among which rows of similar length are looked for
 STRIDE = 8  # of batch widths: a CPU's matrix kernels are compiled anew, in some 20 ms each, for every new shape
 SST2_TEST = 5000  # rows of SST-2's train that no run trains on
 SST2_WORDS = 10  # shortest of them, in words
@@ -44,6 +44,7 @@ class Encoded:
         return Encoded(self.ids[rows], self.segments[rows], self.lengths[rows], self.labels[rows])
 
     def with_labels(self, labels: torch.Tensor) -> Encoded:
+        """The same rows with the labels [n]."""
         return replace(self, labels=labels)
 
     def fingerprint(self) -> str:
@@ -62,20 +63,21 @@ class Encoded:
         }
         return {k: v.to(device, non_blocking=True) for k, v in made.items()}
 
-    def order(self, size: int, generator: torch.Generator | None = None, pool: int = 50) -> list[torch.Tensor]:
-        """Row numbers of each batch. With a generator: shuffled, sorted by length within pools of `pool` batches, then
+    def order(self, size: int, generator: torch.Generator | None = None) -> list[torch.Tensor]:
+        """Row numbers of each batch. With a generator: shuffled, sorted by length within pools of `POOL` batches, then
         the batches shuffled, so that a batch holds rows of similar length and every epoch differs; without one: by
         length. Every batch but one has `size` rows."""
         if generator is None:
             return list(torch.argsort(self.lengths, stable=True).split(size))
         shuffled = torch.randperm(len(self), generator=generator)
         batches = []
-        for part in shuffled.split(size * pool):
+        for part in shuffled.split(size * POOL):
             batches += part[torch.argsort(self.lengths[part], stable=True)].split(size)
         return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
     def batches(self, size: int, generator: torch.Generator | None = None,
                 device: str | torch.device = "cpu") -> Iterator[dict[str, torch.Tensor]]:
+        """Each `batch` of `order`, on `device`."""
         for rows in self.order(size, generator):
             yield self.batch(rows, device)
 
@@ -107,7 +109,8 @@ class Data:
 
 @functools.lru_cache(maxsize=8)
 def load(task_name: str, settings: Settings) -> Data:
-    """Read, split, tokenise and trim one task. The splits depend on the settings alone, never on a run's seed."""
+    """Read, split, tokenise and trim one task. The splits depend on the settings alone, never on a run's seed.
+    RuntimeError, in one line: the text or the tokenizer cannot be read."""
     task = tasks.get(task_name)
     if task.source == "synthetic":
         raw = synthetic.splits(settings.rows)
@@ -120,13 +123,14 @@ def load(task_name: str, settings: Settings) -> Data:
 
 def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
     from datasets import disable_progress_bars, load_dataset
+    from huggingface_hub.utils import logging
 
     disable_progress_bars()
     source = glue_source()
     try:
         if why := without_glue(task):
             raise BadLayout(why)
-        with _quiet():
+        with bert.quiet(logging):
             found = load_dataset(source, task.name)
         splits = {"train": "train", "dev": task.dev_split, "mismatched": task.mismatched_split, "test": task.test_split}
         parts = {name: _part(task, found, split) for name, split in splits.items() if split}
@@ -139,19 +143,6 @@ def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
     if task.name == "sst2" and settings.rows:
         parts |= _sst2_test(parts["train"])
     return _hold_out(parts, settings)
-
-
-@contextmanager
-def _quiet():
-    """huggingface_hub reports each of the times that it tries to reach a hub in vain."""
-    from huggingface_hub.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _part(task: tasks.Task, found, split: str) -> dict:

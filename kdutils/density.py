@@ -10,7 +10,6 @@ import torch
 
 GRID_POINTS = 512  # of a density curve, at least
 FINENESS = 8  # its points a bandwidth, at least: thousands of neurons have a bandwidth far below the scores' range
-REACH = 9  # bandwidths beyond which a kernel is left out: it adds less than 1e-17 of its height
 LOWEST_PEAK = 0.05  # of the highest one; what is below is ripple
 
 
@@ -50,23 +49,17 @@ def _peaks(density: np.ndarray) -> int:
 def first_peak(values: np.ndarray, bandwidth: float, sequence: np.ndarray | None = None) -> Peak:
     """The lowest peak of the Gaussian kernel density of ascending `values`, with Scott's bandwidth times `bandwidth`;
     its sparsity is the share of `sequence` (ascending; `values` unless given) at or below it."""
-    width = bandwidth * len(values) ** -0.2 * values.std(ddof=1)
+    from scipy.stats import gaussian_kde
+
+    factor = bandwidth * len(values) ** -0.2
+    width = factor * values.std(ddof=1)
     start, end = values[0] - 3 * width, values[-1] + 3 * width
     x = np.linspace(start, end, max(GRID_POINTS, math.ceil((end - start) / width * FINENESS) + 1))
-    density = _density(values, width, x)
+    density = gaussian_kde(values, factor)(x)
     peak = float(x[_peaks(density)])
     sequence = values if sequence is None else sequence
     share = round(float(sequence.searchsorted(peak, "right") / len(sequence)), 2)
     return Peak(share, share, x, density, peak)
-
-
-def _density(values: np.ndarray, width: float, x: np.ndarray) -> np.ndarray:
-    """The Gaussian kernel density of sorted `values` at ascending `x`, for each piece of `x` of the values near it."""
-    density = []
-    for piece in np.array_split(x, math.ceil(len(x) / 32)):
-        first, last = values.searchsorted([piece[0] - REACH * width, piece[-1] + REACH * width])
-        density.append(np.exp(-(((piece[:, None] - values[first:last]) / width) ** 2) / 2).sum(1))
-    return np.concatenate(density) / (len(values) * width * math.sqrt(2 * math.pi))
 
 
 def along_rank(values: np.ndarray, bandwidth: float) -> Peak:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from tqdm import tqdm
 from kdutils import bert, losses, processes, tasks
 from kdutils.data import Encoded
 from kdutils.profiles import Settings
-from kdutils.teacher import Signals
+from kdutils.store import CURVE_POINTS
+from kdutils.teacher import Signals, ask
 from kdutils.words import Words
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch's own for AdamW, which packs take as well
+NOT_FINITE = "loss: got a value that is not finite; allowed: finite ones (lower lr, or use fp32)"
 
 
 class Objective(Protocol):
@@ -36,11 +39,13 @@ class Objective(Protocol):
 @dataclass
 class Plain:
     """An objective made of one function of (batch, logits, states). It knows nothing besides but, at most, how often it
-    was called, so that several processes can each take a share of a batch."""
+    was called, and is a mean over rows, so that several processes can each take a share of a batch; not so a `whole`
+    one, which compares a batch's rows or weighs them by each other."""
 
     function: Callable
     states: bool = False
     tokens: bool = False
+    whole: bool = False
 
     def __call__(self, batch, logits, states):
         return self.function(batch, logits, states)
@@ -59,7 +64,7 @@ def stark_kd(teacher: Signals, tau: float, weight: float = 1.0) -> Plain:
 
 @dataclass
 class Outcome:
-    """What `train` leaves: `losses` (last-epoch mean of every term), `curve` ([step, loss] of at most 50 points),
+    """What `train` leaves: `losses` (last-epoch mean of every term), `curve` (see `thin`),
     `best` (best-dev epoch and its metrics), `epochs` (metrics after each), `seconds`, `steps`, and the `dtype` that
     computed ("" where nothing was trained)."""
 
@@ -77,7 +82,8 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
           patience: int | None = None, after_step: Callable[[int, nn.Module], None] | None = None,
           drop_last: bool = False, max_steps: int | None = None, progress: bool = False,
           device: str | torch.device | None = None) -> Outcome:
-    """Train `model` in place.
+    """Train `model` in place on `device` (`best_device` unless given) for `max_steps` or else for `epochs`, at the peak
+    rate `lr`: those of the settings unless given. With `progress` a bar counts the steps.
 
     AdamW (fused, on a CPU with `Words`; no decay on biases and LayerNorms) with linear warm-up over `settings.warmup`
     of the steps and linear decay to zero, gradients clipped to the global norm `settings.clip`. In bf16 a half-
@@ -87,7 +93,9 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     better one, where given. After every step `after_step(step, model)` is called. Under `accelerate launch` each
     process takes its share of every batch, which only a `Plain` objective allows. On a CPU whoever reads the word
     table itself inside an epoch, rather than asking the model, finds rows that wait for their steps.
-    ValueError: `drop_last`, and not one full batch; several processes, and an objective that is not `Plain`.
+    ValueError: `drop_last`, and not one full batch; several processes, and an objective that is not `Plain` or takes
+    whole batches. FloatingPointError, at the end of its epoch: a loss that is not finite. Whatever is raised, and
+    whoever interrupts, `model` can be trained and read as before.
     """
     from transformers import get_linear_schedule_with_warmup
 
@@ -98,69 +106,72 @@ def train(model, data: Encoded, objective: Objective, settings: Settings, *, see
     device = torch.device(device) if device else best_device()
     if state := processes.state(cpu=device.type == "cpu"):
         device = state.device
-        if not isinstance(objective, Plain):
-            raise ValueError(f"objective: got {type(objective).__name__} with several processes; allowed: Plain, which "
-                             "knows nothing but its batch")
+        if not isinstance(objective, Plain) or objective.whole:
+            got = "one of whole batches" if isinstance(objective, Plain) else type(objective).__name__
+            raise ValueError(f"objective: got {got} with several processes; allowed: Plain, a mean over rows")
     model.to(device)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + (state.process_index if state else 0))  # dropout's masks, of each process's own rows
     order = torch.Generator().manual_seed(seed)
-    dtype = compute_dtype(settings.precision, device)
+    dtype = bert.compute_dtype(settings.precision, device)
     worker = bert.cast(model, dtype)
-    words = Words(model, worker, settings.weight_decay, BETAS, EPS) if device.type == "cpu" and not state else None
     pairs = [(m, w) for m, w in zip(model.parameters(), worker.parameters(), strict=True) if m is not w]
-    groups = decay_groups(model, settings.weight_decay, words.module.weight if words else None)
-    optimiser = torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, fused=True)
     total = max_steps or total_steps(len(data), settings, drop_last, epochs)
-    schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * total), total)
-    outcome, log, sums, stale = Outcome(steps=total, dtype=str(dtype).removeprefix("torch.")), [], {}, 0
+    outcome, log, stale = Outcome(steps=total, dtype=str(dtype).removeprefix("torch.")), [], 0
     shown = progress and processes.first()  # where it is, TQDM_DISABLE still decides
     hidden = {} if shown else {"disable": True}
     bar = tqdm(total=total, desc="steps", unit="step", leave=False, mininterval=1, position=processes.line(), **hidden)
-    started = time.perf_counter()
-    worker.train()
-    step = 0
-    while step < total:
-        sums, seen = {}, 0
-        for rows in data.order(settings.batch_size, order):
-            if step == total:
-                break
-            if drop_last and len(rows) < settings.batch_size:
-                continue
-            share, weight = _share(rows, state)
-            batch = data.batch(share, device)
-            terms = objective(batch, *bert.forward(worker, batch, objective.states, objective.tokens))
-            (terms["loss"] * weight).backward()
-            _update(model, pairs, words, optimiser, settings.clip, state)
-            schedule.step()
-            step += 1
-            seen += 1
-            terms = _over_processes(terms, weight, state)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value
-            log.append(terms["loss"])
-            bar.update()
-            if after_step:
-                after_step(step, worker)
-        outcome.losses = {k: float(v) / max(seen, 1) for k, v in sums.items()}
+    words = Words(model, worker, settings.weight_decay, BETAS, EPS) if device.type == "cpu" and not state else None
+    try:
+        groups = decay_groups(model, settings.weight_decay, words.module.weight if words else None)
+        optimiser = torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, fused=True)
+        schedule = get_linear_schedule_with_warmup(optimiser, round(settings.warmup * total), total)
+        started = time.perf_counter()
+        worker.train()
+        step = 0
+        while step < total:
+            sums, seen = {}, 0
+            for rows in data.order(settings.batch_size, order):
+                if step == total:
+                    break
+                if drop_last and len(rows) < settings.batch_size:
+                    continue
+                share, weight = _share(rows, state)
+                batch = data.batch(share, device)
+                terms = objective(batch, *bert.forward(worker, batch, objective.states, objective.tokens))
+                (terms["loss"] * weight).backward()
+                _update(model, pairs, words, optimiser, settings.clip, state)
+                schedule.step()
+                step += 1
+                seen += 1
+                terms = _over_processes(terms, weight, state)
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                log.append(terms["loss"])
+                bar.update()
+                if after_step:
+                    after_step(step, worker)
+            outcome.losses = {k: float(v) / max(seen, 1) for k, v in sums.items()}
+            if not math.isfinite(outcome.losses["loss"]):
+                raise FloatingPointError(NOT_FINITE)
+            if words:
+                words.settle()  # whoever evaluates may read the table itself
+            if evaluate and step < total:
+                stale = 0 if _judged(outcome, evaluate, worker, False) else stale + 1
+                worker.train()
+                if patience and stale >= patience:
+                    outcome.epochs.pop()  # the same weights are evaluated below, as the last ones
+                    break
+        if evaluate:
+            _judged(outcome, evaluate, worker, True)
+        outcome.curve = thin(torch.stack(log).tolist())
+        outcome.seconds = time.perf_counter() - started
+        outcome.steps = step
+    finally:
+        bar.close()
         if words:
-            words.settle()  # whoever evaluates may read the table itself
-        if evaluate and step < total:
-            stale = 0 if judge(outcome, evaluate(worker, False), len(outcome.epochs) + 1) else stale + 1
-            worker.train()
-            if patience and stale >= patience:
-                outcome.epochs.pop()  # the same weights are evaluated below, as the last ones
-                break
-    if evaluate:
-        judge(outcome, evaluate(worker, True), len(outcome.epochs) + 1)
-    if not all(torch.isfinite(torch.stack(log)).tolist()):
-        raise FloatingPointError("loss: got a value that is not finite; allowed: finite ones (lower lr, or use fp32)")
-    bar.close()
-    outcome.curve = thin(torch.stack(log).tolist())
-    outcome.seconds = time.perf_counter() - started
-    outcome.steps = step
-    if words:
-        words.release()
-    model.eval()
+            words.release()
+        model.zero_grad()  # of a step that was not finished
+        model.eval()
     give_back_memory()
     return outcome
 
@@ -224,6 +235,11 @@ def _over_processes(terms: dict, weight: float, state) -> dict[str, torch.Tensor
     return dict(zip(terms, values, strict=True))
 
 
+def _judged(outcome: Outcome, evaluate: Callable, worker, last: bool) -> bool:
+    """`judge` the metrics of now. Those of the first of several processes, so that all of them stop at one epoch."""
+    return judge(outcome, processes.agreed(evaluate(worker, last)), len(outcome.epochs) + 1)
+
+
 def judge(outcome: Outcome, metrics: dict, epoch: int) -> bool:
     """Log an epoch's metrics; True where its first dev metric is the best yet."""
     outcome.epochs.append(metrics)
@@ -234,9 +250,9 @@ def judge(outcome: Outcome, metrics: dict, epoch: int) -> bool:
     return better
 
 
-def thin(values: list[float], most: int = 50) -> list[list[float]]:
-    """[step, mean loss of the steps since the last point], at most `most` points."""
-    width = -(-len(values) // most)
+def thin(values: list[float]) -> list[list[float]]:
+    """[step, mean loss of the steps since the last point], at most `CURVE_POINTS` points."""
+    width = -(-len(values) // CURVE_POINTS)
     parts = [values[i : i + width] for i in range(0, len(values), width)]
     return [[min((i + 1) * width, len(values)), round(sum(p) / len(p), 5)] for i, p in enumerate(parts)]
 
@@ -269,32 +285,13 @@ def give_back_memory() -> None:
 
 
 def best_device() -> torch.device:
+    """A GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_of(model) -> torch.device:
-    return model.classifier.weight.device
-
-
-def compute_dtype(precision: str, device) -> torch.dtype:
-    """The dtype that `precision` ("fp32", "bf16" or "auto") means on `device`: auto is bf16 where the hardware
-    multiplies it faster (a GPU since Ampere, a CPU with AMX or AVX512-BF16), else fp32."""
-    if precision not in ("fp32", "bf16", "auto"):
-        raise ValueError(f"precision: got {precision!r}; allowed: fp32, bf16, auto")
-    if precision == "auto":
-        if torch.device(device).type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        precision = "bf16" if fast else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def evaluator(task: tasks.Task, sets: dict[str, Encoded], teacher: dict[str, Signals] | None = None) -> Callable:
     """A function (model, last) -> {set: metrics}: `tasks.score`'s and, with the teacher's signals, the agreement with
     it (the share of equal predictions; for a regression the Spearman correlation). The test set waits for the last."""
-    from kdutils.teacher import ask
-
     def evaluate(model, last: bool = True) -> dict[str, dict]:
         made = {}
         for name, rows in sets.items():
@@ -315,6 +312,7 @@ def ordered(task: tasks.Task, values: dict) -> dict:
 
 
 def agreement(task: tasks.Task, student: torch.Tensor, teacher: torch.Tensor) -> float:
+    """How alike the student's logits [n, outputs] answer to the teacher's, see `evaluator`."""
     teacher = teacher.cpu()  # a workbench's signals are on its device, a student's answers are not
     if task.regression:
         return tasks.score(task, student.numpy(), teacher[:, 0].numpy())["spearman"]

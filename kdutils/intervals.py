@@ -10,27 +10,26 @@ from scipy import optimize, stats
 
 LEVEL = 0.95
 POWER = 0.8
-# effect, low, high, p (two-sided), smallest (detectable effect), n, sd (of one seed's difference)
+# effect, low, high, p (two-sided), smallest (detectable effect), n
 Estimate = dict[str, float]
-EMPTY = {"effect": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "smallest": np.nan, "n": 0, "sd": np.nan}
+EMPTY = {"effect": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "smallest": np.nan, "n": 0}
 
 
-def detectable(se: float, df: float, power: float = POWER,
-               level: float = LEVEL) -> float:
+def detectable(se: float, df: float) -> float:
     """The smallest effect that a two-sided t-test with this standard error and these
-    degrees of freedom finds, with the right sign, with probability `power`: the
+    degrees of freedom finds, with the right sign, with probability `POWER`: the
     noncentrality that the noncentral t needs, times `se`."""
     if not df >= 1 or not np.isfinite(se):
         return np.nan
-    cut = stats.t.ppf((1 + level) / 2, df)
+    cut = stats.t.ppf((1 + LEVEL) / 2, df)
 
     def short(shift):
-        return stats.nct.sf(cut, df, shift) - power
+        return stats.nct.sf(cut, df, shift) - POWER
 
     return float(optimize.brentq(short, 0, 3 * cut + 5) * se)
 
 
-def t_estimate(effect: float, se: float, df: float, n: int, null: float = 0.0, sd: float = np.nan) -> Estimate:
+def t_estimate(effect: float, se: float, df: float, n: int, null: float = 0.0) -> Estimate:
     """Interval, p-value against `null` and smallest detectable effect of a t-distributed estimate; only the effect
     where one value or no spread gives no interval."""
     if n < 2 or se < 1e-12:
@@ -38,7 +37,7 @@ def t_estimate(effect: float, se: float, df: float, n: int, null: float = 0.0, s
     half = stats.t.ppf((1 + LEVEL) / 2, df) * se
     p = 2 * stats.t.sf(abs(effect - null) / se, df)
     ends = {"effect": float(effect), "low": float(effect - half), "high": float(effect + half), "p": float(p)}
-    return ends | {"smallest": detectable(se, df), "n": n, "sd": float(sd)}
+    return ends | {"smallest": detectable(se, df), "n": n}
 
 
 def paired(differences: Iterable[float], null: float = 0.0) -> Estimate:
@@ -46,8 +45,8 @@ def paired(differences: Iterable[float], null: float = 0.0) -> Estimate:
     d = np.asarray(list(differences), dtype=float)
     if not len(d):
         return dict(EMPTY)
-    sd = d.std(ddof=1) if len(d) > 1 else np.nan
-    return t_estimate(d.mean(), sd / np.sqrt(len(d)), len(d) - 1, len(d), null, sd)
+    se = d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.nan
+    return t_estimate(d.mean(), se, len(d) - 1, len(d), null)
 
 
 def unpaired(a: Iterable[float], b: Iterable[float]) -> Estimate:
@@ -100,7 +99,7 @@ def correlation(x: Iterable[float], y: Iterable[float], groups: int = 1) -> Esti
         low, high = np.tanh(np.arctanh(r) + np.array([-z, z]) / math.sqrt(free))
         t = np.sqrt(free + 1) * r / np.sqrt(np.maximum(0.0, 1 - r * r))
     return {"effect": r, "low": float(low), "high": float(high), "p": float(2 * stats.t.sf(abs(t), free + 1)),
-            "smallest": math.tanh((z + stats.norm.ppf(POWER)) / math.sqrt(free)), "n": len(x), "sd": np.nan}
+            "smallest": math.tanh((z + stats.norm.ppf(POWER)) / math.sqrt(free)), "n": len(x)}
 
 
 def holm(p: Iterable[float]) -> np.ndarray:

@@ -36,8 +36,9 @@ def assignment(student: int, teacher: int) -> tuple[int, ...]:
 def fink(logits: torch.Tensor, labels: torch.Tensor, literal: bool = False) -> torch.Tensor:
     """Finetune knowledge: cross-entropy, a mean over the batch; a regression: mean-squared error.
 
-    Literal (eq. 18): summed over the batch's correctly predicted rows only, because its indicator calls the gold label
-    a prediction; there a row that the student gets wrong teaches nothing. ValueError: the literal form of a regression.
+    Literal (eq. 18): summed over the batch's correctly predicted rows only, because its text takes y, which should run
+    over the classes, for the predicted label; there a row that the student gets wrong teaches nothing. ValueError: the
+    literal form of a regression.
     """
     if not literal:
         return losses.hard(logits, labels)

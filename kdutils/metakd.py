@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kdutils import bert, distil, losses
+from kdutils import bert, losses
 from kdutils.data import Encoded
 
 TEACHER_RATE = 0.2  # the teacher's learning rate over the student's: 1e-5 and 5e-5 in the official code
@@ -60,7 +60,7 @@ class MetaKD:
                  teacher_rate: float = TEACHER_RATE):
         self.student, self.teacher, self.rate, self.tau = student, teacher.eval(), rate, tau
         self.optimiser = torch.optim.AdamW(teacher.parameters(), lr=teacher_rate * rate, weight_decay=0.0)
-        self.quizzes = _endless(held, batch_size, torch.Generator().manual_seed(seed), distil.device_of(teacher))
+        self.quizzes = _endless(held, batch_size, torch.Generator().manual_seed(seed), bert.device_of(teacher))
 
     def __call__(self, batch, logits, states):
         asked = next(self.quizzes)

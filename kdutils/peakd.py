@@ -12,7 +12,7 @@ from numbers import Real
 import torch
 from torch import nn
 
-from kdutils import bert, distil, losses
+from kdutils import bert, distil, losses, processes
 from kdutils.data import Encoded
 from kdutils.profiles import PTP_EPOCHS, PTP_INNER, PTP_PATIENCE, Settings, matched
 from kdutils.teacher import Signals, ask
@@ -96,11 +96,10 @@ def activation_bytes(model, batch: dict) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         kept.append(tensor)  # so that no later one takes its storage's place
 
-    kept, was_training = [], model.training
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
-        bert.forward(model.train(), batch)[0].sum()
+    kept = []
+    with bert.in_mode(model, training=True), torch.autograd.graph.saved_tensors_hooks(note, lambda nothing: nothing):
+        bert.forward(model, batch)[0].sum()
     kept.clear()  # the graph holds this hook, and what the hook holds holds the graph: such a cycle is never freed
-    model.train(was_training)
     return sum(seen.values())
 
 
@@ -161,6 +160,7 @@ def pretrain(student, rows: Encoded, classes: int, settings: Settings, seed: int
             gain = float(best["epoch"] if best["epoch"] <= keep else 0)
         else:
             gain = -float(losses.hard(ask(worker, held, precision=None).logits, held.labels))
+            gain = processes.agreed(gain)  # whose weights are kept
         if gain > best["gain"]:
             best.update(gain=gain, weights={k: v.detach().clone() for k, v in student.named_parameters()})
         return {"dev": {"gain": gain}}

@@ -42,7 +42,6 @@ class Profile:
     seeds: int = 5  # per ordinary comparison
     headline_seeds: int = 10  # per headline claim
     spared: tuple[str, ...] = ()  # tasks that no claim plans: they get no more seeds than ordinary comparisons
-    about: str = ""
 
     def more_seeds(self, task: str) -> range:
         """The seeds that a headline claim has on `task` beyond an ordinary comparison's."""
@@ -56,16 +55,18 @@ PTP_INNER = 0.1  # share of train that decides when PTP has converged
 # shows the runs behind them, and tests/test_profiles.py compares the two. The epochs are a budget, set here; the same
 # table shows what others reach.
 PROFILES = {
+    # synthetic task, tiny BERT: guards the code, says nothing about the papers
     "smoke": Profile(
         Settings(model="tiny", depth=4, rows=2000, max_length=32, teacher_lr=3e-3, teacher_epochs=14, lr=1e-3, epochs=2,
                  layers=(1, 4), precision="fp32"),
         {"synthetic": {}}, seeds=2, headline_seeds=2,
-        about="synthetic task, tiny BERT: guards the code, says nothing about the papers",
     ),
+    # MiniLM on review snippets, no network needed
     "demo": Profile(
         Settings(rows=1600, max_length=64, teacher_epochs=2, epochs=2),
-        {"rotten": {}}, seeds=2, headline_seeds=2, about="MiniLM on review snippets, no network needed",
+        {"rotten": {}}, seeds=2, headline_seeds=2,
     ),
+    # MiniLM on GLUE: what this book publishes
     "mini": Profile(
         Settings(),
         {
@@ -75,13 +76,13 @@ PROFILES = {
             "rotten": {"teacher_epochs": 2, "epochs": 2},
             "rte": {"teacher_epochs": 5, "epochs": 5, "layers": (2, 4, 6)},
         },
-        spared=("rotten", "rte"), about="MiniLM on GLUE: what this book publishes",
+        spared=("rotten", "rte"),
     ),
+    # BERT-base on GLUE as the papers use it
     "paper": Profile(
         Settings(model="google-bert/bert-base-uncased", depth=12, held=0.05, batch_size=16, clip=5.0,
                  teacher_lr=3e-5, teacher_epochs=10, lr=3e-5, epochs=10, layers=(1, 2, 3, 4)),
         {t: {} for t in ("mrpc", "rte", "stsb", "sst2", "qnli", "qqp", "mnli")},
-        about="BERT-base on GLUE as the papers use it",
     ),
 }
 for _large in ("qnli", "qqp", "mnli"):
@@ -90,6 +91,7 @@ for _large in ("qnli", "qqp", "mnli"):
 
 
 def profile(name: str) -> Profile:
+    """The profile called `name`; ValueError names the allowed ones."""
     if name not in PROFILES:
         raise ValueError(f"profile: got {name!r}; allowed: {', '.join(PROFILES)}")
     return PROFILES[name]

@@ -4,7 +4,7 @@ An outcome, which is what an experiment's `run(spec)` returns, is a dict of
 
     metrics  {"dev": {"accuracy": ..., "f1": ...}, "test": {...}, "held": {...}}
     best     {"epoch": ..., "dev": {...}}     the best-dev checkpoint, which is the papers' protocol
-    losses   {"total": ..., "kd": ...}        last-epoch mean of every loss term
+    losses   {"loss": ..., "kd": ...}         last-epoch mean of every loss term
     curve    [[step, loss], ...]              at most 50 points
     extra    {...}                            anything else that is JSON; its "device" names the device
 
@@ -63,32 +63,14 @@ def command_for(specs: Iterable[Spec]) -> str:
     )
 
 
-def ensure(
-    specs: Iterable[Spec],
-    run: Callable[[Spec], dict],
-    train: bool = False,
-    store: Store | None = None,
-    progress: bool = True,
-    command: str | None = None,
-) -> list[Record]:
-    """Records of `specs`: looked up and, with `train`, made by `run(spec)` where they are missing, in order.
-
-    Without `train`, says how many are missing and the command that makes them; MissingRuns where there is none at all.
-    An exception in a run passes on: that run stores nothing, those before it are kept.
-    """
-    specs, store = list(dict.fromkeys(specs)), store or Store()
-    records, missing = look_up(specs, store)
-    if not missing:
-        return records
-    if not train:
-        command = command or command_for(missing)
-        if not records:
-            raise MissingRuns(missing, command)
-        print(f"{len(missing)} of {len(specs)} runs are missing; make them with: {command}")
-        return records
+def ensure(specs: Iterable[Spec], run: Callable[[Spec], dict], train: bool = False) -> list[Record]:
+    """Records of `specs`, each once: looked up and, with `train`, made by `run(spec)` where they are missing, in order
+    and with a progress bar. An exception in a run passes on: that run stores nothing, those before it are kept."""
     from tqdm import tqdm
 
-    with tqdm(missing, desc="runs", file=sys.stderr, disable=not progress) as bar:
+    specs, store = list(dict.fromkeys(specs)), Store()
+    missing = look_up(specs, store)[1] if train else []
+    with tqdm(missing, desc="runs", file=sys.stderr, disable=not missing) as bar:
         for spec in bar:
             run_once(spec, run, store, wait=True)
     return look_up(specs, store)[0]
@@ -170,14 +152,14 @@ def publish(chapter: str | None = None, store: Store | None = None) -> dict[str,
     return counts
 
 
-def status(store: Store | None = None, profile: str | None = None):
+def status(profile: str | None = None):
     """A pandas DataFrame that counts, by chapter, profile, task and method, the runs present, stale and, where the
     chapter plans them (`profile`, or every profile with a record of the chapter), missing."""
     import pandas
 
     from kdutils.experiments import CHAPTERS, plan
 
-    store, rows = store or Store(), []
+    store, rows = Store(), []
     for chapter in CHAPTERS:
         records = [r for r in store.records(chapter, recipe=None) if profile in (None, r["spec"]["profile"])]
         rows += [r["spec"] | {"n": r["recipe"] == RECIPE, "stale": r["recipe"] < RECIPE} for r in records]
@@ -203,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
             for chapter, count in publish(options.chapter).items():
                 print(f"{chapter}: {count} runs")
         else:
-            table = status(profile=options.profile)
+            table = status(options.profile)
             print(table.to_string(index=False) if len(table) else "no runs")
         if old := stale():
             print(f"{len(old)} stale (recipe below {RECIPE}): {' '.join(record['key'] for record in old[:20])}")

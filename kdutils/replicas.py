@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdutils import bert, distil, stacked, tasks
+from kdutils import bert, distil, knowledge, stacked, tasks
 from kdutils.data import Encoded
 from kdutils.profiles import Settings
 from kdutils.teacher import Signals
@@ -48,7 +48,7 @@ class Selections:
     states, tokens, packed = True, False, True
 
     def __init__(self, teacher: Signals, assigned: Sequence[int], actions: torch.Tensor, tau: float,
-                 weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), literal: bool = False, first: int = 100):
+                 weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), literal: bool = False, first: int = knowledge.FIRST):
         if actions.ndim != 3 or actions.shape[2] != 4:
             raise ValueError(f"actions: got {tuple(actions.shape)}; allowed: [students, steps, 4]")
         device = teacher.logits.device
@@ -72,8 +72,6 @@ class Selections:
         return made
 
     def __call__(self, batch, logits, states):
-        from kdutils import knowledge
-
         told, step, who = self.teacher.at(batch["index"]), batch["step"], batch["replica"]
         one = torch.vmap(lambda y, z, h, tz, th: knowledge.terms(
             {"labels": y}, z, h, Signals(tz, th), self.assigned, self.tau, self.literal))
@@ -109,7 +107,7 @@ def room(student, data: Encoded, settings: Settings, device, states: bool = Fals
     else:
         from psutil import virtual_memory
 
-        dtype = distil.compute_dtype(settings.precision, device)
+        dtype = bert.compute_dtype(settings.precision, device)
         free, need = virtual_memory().available, stacked.estimate(student, settings.batch_size, width, dtype)
     widest = max(layer.intermediate.dense.out_features for layer in student.bert.encoder.layer)
     longest = max(settings.batch_size, stacked.ROWS) * settings.max_length  # of a replica: evaluations may be longer
@@ -120,10 +118,8 @@ def room(student, data: Encoded, settings: Settings, device, states: bool = Fals
 def _left(device) -> int:
     """Bytes of a GPU that are free, or those left of the share that `pools` gives this process, if these are fewer."""
     free, total = torch.cuda.mem_get_info(device)
-    if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # the oldest torch that is supported may lack it
-        share = torch.cuda.get_per_process_memory_fraction(device.index)
-        free = min(free, int(share * total) - torch.cuda.memory_reserved(device))
-    return free
+    share = torch.cuda.get_per_process_memory_fraction(device.index)
+    return min(free, int(share * total) - torch.cuda.memory_reserved(device))
 
 
 def _rehearse(students, width: int, settings: Settings, device, states: bool, tokens: bool) -> None:
@@ -169,7 +165,7 @@ class _Job:
         pack = stacked.Pack(mine, [self.lrs[i] for i in part], self.settings, self.device, self.steps)
         torch.manual_seed(self.seeds[part[0]])
         orders = [torch.Generator().manual_seed(self.seeds[i]) for i in part]
-        dtype = str(distil.compute_dtype(self.settings.precision, self.device)).removeprefix("torch.")
+        dtype = str(bert.compute_dtype(self.settings.precision, self.device)).removeprefix("torch.")
         outcomes, log, step = [distil.Outcome(steps=self.steps, dtype=dtype) for _ in part], [], 0
         pack.worker.train()
         while step < self.steps:
@@ -234,8 +230,7 @@ class _Job:
         made = []
         for outcome, losses in zip(outcomes, log.cpu(), strict=True):
             outcome.seconds, outcome.curve = seconds, distil.thin(losses.tolist())
-            made.append(outcome if bool(losses.isfinite().all()) else FloatingPointError(
-                "loss: got a value that is not finite; allowed: a finite one (lower lr, or precision fp32)"))
+            made.append(outcome if bool(losses.isfinite().all()) else FloatingPointError(distil.NOT_FINITE))
         return made
 
 

@@ -38,6 +38,7 @@ def plain(value: Any, name: str) -> Any:
 
 
 def to_json(value: Any) -> str:
+    """One line of JSON, the same for equal values. ValueError: NaN or infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

@@ -97,7 +97,7 @@ class Pack:
 
         self.clip, self.lrs = settings.clip, torch.tensor(lrs, dtype=torch.float64, device=device)
         self.model = stack(students, device)
-        self.worker = bert.cast(self.model, distil.compute_dtype(settings.precision, device))
+        self.worker = bert.cast(self.model, bert.compute_dtype(settings.precision, device))
         self.pairs = [] if self.worker is self.model else list(
             zip(self.model.parameters(), self.worker.parameters(), strict=True))
         groups = distil.decay_groups(self.model, settings.weight_decay)

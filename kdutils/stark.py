@@ -8,8 +8,7 @@ lowest; distil again, from the same student initialisation, with the sparse teac
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -133,7 +132,7 @@ def _sensitivities(teacher, batches, of: list[torch.Tensor], terms, weigh: bool 
     totals = [[torch.zeros_like(x, dtype=torch.float32) for x in of] for _ in terms]
     flags = {p: p.requires_grad for p in teacher.parameters()}
     wanted, seen = {id(x) for x in of}, 0
-    with _in_eval_mode(teacher):
+    with bert.in_mode(teacher, training=False):
         try:
             for p in flags:
                 p.requires_grad_(id(p) in wanted)
@@ -172,20 +171,8 @@ def _normal(x):
 def _logits(student: Student, batch: dict) -> torch.Tensor:
     if not isinstance(student, nn.Module):
         return _normal(student(batch))
-    with _in_eval_mode(student):
+    with bert.in_mode(student, training=False):
         return bert.forward(student, batch)[0]
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Afterwards every sub-module is in its own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def random_scores(teacher, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

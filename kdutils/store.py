@@ -52,23 +52,34 @@ def place(name: str, text: str | Path) -> Path:
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write so that a reader, and a machine that loses power, sees the whole file or the one before."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write meanwhile, which then takes the place of `path`: a reader, and a machine that loses power, sees
+    the whole file or the one before. Where writing fails nothing is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # a name of its own: containers that share a disk share process ids
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _to_disk(temporary, os.O_RDWR)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _to_disk(path.parent, os.O_RDONLY)
+
+
+def _to_disk(path: Path, how: int) -> None:
+    opened = os.open(path, how)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file as `replacing` does."""
+    with replacing(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def _no_number(text: str) -> None:
@@ -149,6 +160,7 @@ class Store:
             raise in_one_line(ValueError(line)) from None
 
     def path(self, spec: Spec) -> Path:
+        """Where the run's record is kept."""
         return self.runs / spec.chapter / f"{spec.key}.json"
 
     def model_path(self, spec: Spec) -> Path:

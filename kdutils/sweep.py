@@ -32,7 +32,7 @@ from kdutils import experiments, pools, processes, tasks
 from kdutils.params import check_glue
 from kdutils.records import Record, Spec, Store, look_up, write_atomically
 from kdutils.spec import to_json
-from kdutils.wanted import chosen, dry_run, in_packs, is_whole, shard_of
+from kdutils.wanted import chosen, dry_run, in_packs, is_whole
 
 BACKENDS = ("local", "ray")
 MOST = 8  # workers that are started without being asked for: each takes a gigabyte
@@ -119,7 +119,6 @@ def run_sweep(
     workers: int = 1,
     gpus: Sequence[str] | None = None,
     per_gpu: int = 1,
-    shard: str | None = None,
     backend: str = "local",
     retries: int = 2,
     threads: int | None = None,
@@ -139,7 +138,7 @@ def run_sweep(
     check(backend, retries, pack)
     store = store or Store()
     places = environments(workers, gpus, per_gpu, threads, store)
-    wanted = shard_of(dict.fromkeys(specs), shard)
+    wanted = list(dict.fromkeys(specs))
     missing = processes.agreed(look_up(wanted, store)[1])
     absent, packs = set(missing), in_packs(missing, pack, len(places))
     check_glue(spec.task for spec in missing)

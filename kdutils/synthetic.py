@@ -15,13 +15,14 @@ NEGATORS, SENTIMENT, DISTRACTORS = 1, 12, 12
 VOCABULARY = SPECIAL + NEGATORS + SENTIMENT + DISTRACTORS
 NOISE = 0.05
 NEGATED = 0.3  # share of sentiment words behind a negator
+SEED = 0
 SIZES = {"held": 256, "dev": 512, "test": 1024}
 
 
-def total(words: list[int], seed: int = 0) -> int:
+def total(words: list[int]) -> int:
     """The sum behind a row's true label, which is its sign: sentiment words' weights, each turned by a negator before
     it. Its size says how easy the row is."""
-    weight, found, sign = _weights(np.random.default_rng(seed)), 0, 1
+    weight, found, sign = _weights(np.random.default_rng(SEED)), 0, 1
     for word in words:
         at = word - SPECIAL - NEGATORS
         if SPECIAL <= word < SPECIAL + NEGATORS:
@@ -35,9 +36,9 @@ def _weights(rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(np.resize([-2, -1, 1, 2], SENTIMENT))
 
 
-def splits(rows: int, seed: int = 0) -> dict[str, tuple[list, list, list]]:
+def splits(rows: int) -> dict[str, tuple[list, list, list]]:
     """Token ids, segment ids and labels of each split; only train's labels are noisy."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     weight = _weights(rng)
     made = {}
     for name, count in ({"train": rows} | SIZES).items():

@@ -93,7 +93,7 @@ def score(task: Task, logits: np.ndarray, labels: np.ndarray, bins: int = 10) ->
 
     Classification adds confidence (mean largest softmax probability), entropy and nll (nats), and ece, the expected
     calibration error over `bins` equal-width confidence bins (Guo et al., 2017). A regression has no confidence:
-    it gets spearman, pearson and mse.
+    it gets spearman, pearson and mse. ValueError: logits of another shape.
     """
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] != task.outputs:

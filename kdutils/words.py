@@ -98,6 +98,8 @@ class Words:
 
     def release(self) -> None:
         """Settle all rows and leave an ordinary module."""
-        self.settle()
-        self.hook.remove()
-        self.module.sparse = False
+        try:
+            self.settle()
+        finally:
+            self.hook.remove()
+            self.module.sparse = False

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kdutils import bert, data, distil, dropout, experiments, losses, profiles
-from kdutils.experiments import common, stark
+from kdutils import baselines, bert, data, distil, dropout, experiments, losses, profiles
+from kdutils.experiments import common, ksm, stark
 from kdutils.records import Store, run_once
 from kdutils.spec import to_json
 
@@ -31,12 +32,33 @@ def trained():
     return model, distil.train(model, rows, kd, settings, seed=3, max_steps=STEPS, device="cpu")
 
 
+def stopped(rank):
+    """The steps of a training that is stopped early, by a score that falls for the first process and rises for the
+    second: left to themselves, one would wait in vain for the other's gradients."""
+    settings = profiles.settings("smoke", "synthetic", rows=32, batch_size=16, precision="fp32")
+    scores = iter(range(9, 0, -1) if rank == 0 else range(9))
+    outcome = distil.train(
+        bert.load("tiny", 2),
+        data.load("synthetic", settings).train,
+        distil.fine_tuning(),
+        settings,
+        seed=0,
+        epochs=5,
+        patience=1,
+        evaluate=lambda *_: {"dev": {"accuracy": next(scores)}},
+        device="cpu",
+    )
+    return outcome.steps
+
+
 def main(folder):
     from accelerate import PartialState
 
     model, outcome = trained()
     about = {"curve": outcome.curve, "losses": outcome.losses, "processes": PartialState().num_processes}
-    torch.save(about | {"weights": model.state_dict()}, os.path.join(folder, f"{os.environ['RANK']}.pt"))
+    rank = int(os.environ["RANK"])
+    about |= {"weights": model.state_dict(), "seed": torch.initial_seed(), "stopped": stopped(rank)}
+    torch.save(about, os.path.join(folder, f"{rank}.pt"))
 
 
 def launched(*program, **environment):
@@ -57,6 +79,8 @@ def test_two_processes_train_what_one_does(tmp_path):
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["processes"] == 2
+        assert found["seed"] == 3 + rank, "each draws dropout's masks of its own"
+        assert found["stopped"] == 2 * 2
         assert [loss for _, loss in found["curve"]] == pytest.approx([loss for _, loss in outcome.curve], abs=1e-5)
         assert found["losses"] == pytest.approx(outcome.losses, abs=1e-5)
         for name, value in model.state_dict().items():
@@ -91,6 +115,15 @@ def test_two_processes_refuse_what_depends_on_more_than_a_batch(tmp_path):
     _, sweep = listed(tmp_path, "05_knowledge_probes", "fixed", knowledge="FinK")
     code, told, _ = launched(*sweep, KDUTILS_RUNS=str(tmp_path / "runs"))
     assert code == 1 and "objective: got Selective with several processes; allowed: Plain" in told
+
+
+@pytest.mark.parametrize(
+    "objective", [baselines.ckd(None, [(1, 2)], "mrpc"), ksm.dynamic_kd(None)], ids=["CKD", "Dynamic-KD"]
+)
+def test_no_process_takes_a_share_where_rows_are_weighed_by_each_other(monkeypatch, objective):
+    monkeypatch.setattr(distil.processes, "state", lambda cpu: SimpleNamespace(device="cpu"))
+    with pytest.raises(ValueError, match="objective: got one of whole batches with several processes; allowed: Plain"):
+        distil.train(None, [], objective, profiles.Settings(), seed=0, device="cpu")
 
 
 def test_two_processes_make_weights_again_whose_record_is_there(tmp_path, monkeypatch):

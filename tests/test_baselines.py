@@ -88,6 +88,8 @@ def test_pkd_by_hand():
     assert float(terms["patience"]) == pytest.approx(patience)
     kd = losses.stark(logits, its, rows["labels"], 2.0)["loss"]
     assert float(terms["loss"]) == pytest.approx(float(kd) + 100 * patience)
+    alone = baselines.pkd(Signals(its), peakd.pairs(1, 6), tau=2.0)  # one layer has no pair
+    torch.testing.assert_close(alone(rows, logits, None)["loss"], kd)
 
 
 # ---------------------------------------------------------------------------------------------------------------- CKD
@@ -117,7 +119,8 @@ def test_ckd_triples_by_hand():
     assert float(baselines.triple_loss(student, teacher, two)) == 0.0
 
 
-def test_ckd_triples_against_loops():
+def test_ckd_triples_against_loops(monkeypatch):
+    monkeypatch.setattr(baselines, "WINDOW", 5)
     torch.manual_seed(0)
     student, teacher, mask = torch.randn(2, 9, 4), torch.randn(2, 9, 6), real(2, 9)
     mask[1, 6:] = False
@@ -127,7 +130,7 @@ def test_ckd_triples_against_loops():
             angles = [F.cosine_similarity(x[row, i] - x[row, j], x[row, k] - x[row, j], dim=0)
                       for x in (student, teacher)]
             squares.append((angles[0] - angles[1]) ** 2)
-    found = baselines.triple_loss(student, teacher, mask, window=5)
+    found = baselines.triple_loss(student, teacher, mask)
     torch.testing.assert_close(found, torch.stack(squares).mean(), atol=1e-5, rtol=1e-4)
 
 
@@ -263,10 +266,11 @@ def test_takds_student_comes_from_its_assistant_and_learns_from_it(bench, monkey
         with torch.no_grad():
             for p in student.parameters():
                 p.mul_(1.5)
-        return {"extra": {"train_seconds": 1.0}}
+        return {"extra": {"train_seconds": 1.0, "steps": 5}}
 
     monkeypatch.setattr(common, "distil_student", train)
-    stark_baselines.STAGED["TAKD"](spec, made, heat=0.5, weight=3.0)
+    extra = stark_baselines.STAGED["TAKD"](spec, made, heat=0.5, weight=3.0)["extra"]
+    assert (extra["train_seconds"], extra["steps"]) == (2.0, 10)  # of both stages
     (of_teacher, assistant, first, _, judged), (of_assistant, _, second, start, _) = calls
     assert of_teacher is made and of_assistant.teacher is assistant and not judged
     sizes = [bert.counts(m)["encoder"] for m in (made.teacher, assistant, calls[1][1])]
@@ -464,6 +468,16 @@ def test_both_stages_train_with_the_loop_that_trains_everything():
     assert took.curve[-1][1] < took.curve[0][1] and not torch.equal(made.bert.embeddings.word_embeddings.weight, before)
     for view, _ in views[1:]:
         assert torch.equal(view.bert.embeddings.word_embeddings.weight, made.bert.embeddings.word_embeddings.weight)
+
+
+def test_what_dynabert_took_is_what_both_stages_took(bench, monkeypatch):
+    from kdutils import distil
+
+    took = iter([2.0, 3.0])
+    trained = distil.Outcome(steps=5, epochs=[{"dev": {}}], dtype="float32")
+    monkeypatch.setattr(distil, "train", lambda *_, **__: replace(trained, seconds=next(took)))
+    extra = stark_baselines.STAGED["DynaBERT"](*bench)["extra"]
+    assert (extra["train_seconds"], extra["steps"]) == (5.0, 10)
 
 
 def test_a_width_outside_is_an_error_of_one_line():

@@ -1,6 +1,7 @@
 """The models: parity with transformers' own forward, gates against removal, students, saving, dropout."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from transformers import (
 )
 
 from kdutils import bert, checkpoints, data, dropout, teacher
-from kdutils.experiments import stark_teachers
 from kdutils.profiles import Settings
 
 torch.set_num_threads(1)
@@ -203,17 +203,44 @@ def test_a_restored_student_still_shares(tmp_path):
 
 def test_two_writers_of_one_process_id_do_not_share_a_partial_file(tmp_path, monkeypatch):
     """Containers that share a disk number their processes alike."""
-    monkeypatch.setattr(checkpoints.os, "getpid", lambda: 7)
-    partial, rename = [], checkpoints.os.replace
-    monkeypatch.setattr(checkpoints.os, "replace", lambda a, b: (partial.append(str(a)), rename(a, b)))
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    partial, rename = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (partial.append(str(a)), rename(a, b)))
     rows = data.load("synthetic", Settings(model="tiny", rows=20)).held
     for _ in range(2):
         checkpoints.save(model(), tmp_path / "model.safetensors")
-        stark_teachers._write({"a": torch.ones(2)}, tmp_path / "scores.safetensors")
+        checkpoints.write({"a": torch.ones(2)}, tmp_path / "scores.safetensors")
         teacher.signals(model(), rows, cache=tmp_path)
         next(path for path in tmp_path.iterdir() if len(path.stem) == 24).unlink()  # so that it is asked again
     assert len(partial) == len(set(partial)) == 6
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "scores.safetensors"}
+
+
+def test_weights_that_do_not_reach_the_disk_leave_the_file_before_and_no_part_of_theirs(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    checkpoints.write({"a": torch.ones(2, 3).T}, path, {"b": "c"})
+    assert (before := checkpoints.read(path))[1] == {"b": "c"} and torch.equal(before[0]["a"], torch.ones(3, 2))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(os, name, full)
+            checkpoints.write({"a": torch.zeros(5)}, path)
+        assert len(list(tmp_path.iterdir())) == 1 and torch.equal(checkpoints.read(path)[0]["a"], before[0]["a"])
+
+
+def test_every_sub_module_is_in_its_own_mode_again():
+    made, asked = model().train(), []
+    made.bert.encoder.layer[1].eval()
+    modes = {name: module.training for name, module in made.named_modules()}
+    for training in (True, False):
+        with pytest.raises(KeyError), bert.in_mode(made, training) as same:
+            asked.append(same is made and {module.training for module in made.modules()} == {training})
+            raise KeyError
+        assert {name: module.training for name, module in made.named_modules()} == modes
+    assert asked == [True, True]
 
 
 def test_an_index_is_made_once_and_serves_gradients_whoever_asks_first():

@@ -227,17 +227,61 @@ def test_a_loss_that_is_not_finite_is_one_line(rows):
         trained(rows, broken, max_steps=2)
 
 
+def test_a_loss_that_is_not_finite_ends_the_training_with_its_epoch(rows):
+    steps = []
+
+    def loss(batch, logits, _):  # not finite once, in the second epoch of four
+        return {"loss": losses.hard(logits, batch["labels"]) * (math.inf if len(steps) == 15 else 1.0)}
+
+    with pytest.raises(FloatingPointError):
+        trained(rows, distil.Plain(loss), epochs=4, after_step=lambda step, _: steps.append(step))
+    assert len(steps) == 2 * 13
+
+
+@pytest.mark.parametrize("where", ["the objective", "after a step", "the evaluation"])
+def test_a_training_that_is_interrupted_leaves_an_ordinary_model(rows, where):
+    """With the gradients of the step that was not finished, the next training would begin with another step."""
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    calls = []
+
+    def loss(batch, logits, _):
+        calls.append(1)
+        if where == "the objective" and len(calls) == 5:
+            losses.hard(logits, batch["labels"]).backward()
+            stop()
+        return {"loss": losses.hard(logits, batch["labels"])}
+
+    model, hook = student(), stop if where == "after a step" else None
+    with pytest.raises(KeyboardInterrupt):
+        trained(rows, distil.Plain(loss), model, evaluate=stop if where == "the evaluation" else None, after_step=hook)
+    words = model.bert.embeddings.word_embeddings
+    assert not words.sparse and not words._forward_pre_hooks and not model.training
+    assert all(p.grad is None for p in model.parameters())
+    bert.forward(model, rows.train.batch(torch.arange(4)))[0].sum().backward()
+    assert not words.weight.grad.is_sparse
+
+
+def test_the_first_of_several_processes_decides_when_to_stop(rows, monkeypatch):
+    told = iter([0.5, 0.4, 0.3])
+    monkeypatch.setattr(distil.processes, "agreed", lambda own: {"dev": {"accuracy": next(told)}})
+    rising = iter(range(9))  # what this process finds by itself
+    _, outcome = trained(rows, evaluate=lambda *_: {"dev": {"accuracy": next(rising)}}, epochs=5, patience=1)
+    assert outcome.steps == 2 * 13 and outcome.best["epoch"] == 1
+
+
 @pytest.mark.parametrize("amx, avx, faster", [(True, False, torch.bfloat16), (False, True, torch.bfloat16),
                                               (False, False, torch.float32)])
 def test_auto_is_half_precision_where_the_processor_multiplies_it(monkeypatch, amx, avx, faster):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
-    assert distil.compute_dtype("auto", "cpu") == faster
+    assert bert.compute_dtype("auto", "cpu") == faster
 
 
 def test_an_unknown_precision_is_one_line():
     with pytest.raises(ValueError, match="precision: got 'fp16'; allowed: fp32, bf16, auto"):
-        distil.compute_dtype("fp16", "cpu")
+        bert.compute_dtype("fp16", "cpu")
 
 
 # ------------------------------------------------------------------------------------------------------------ signals
@@ -260,15 +304,18 @@ def test_signals_are_in_the_rows_order_and_asked_for_once(rows, tmp_path, monkey
     assert again.states.dtype == torch.bfloat16
     monkeypatch.undo()
     with monkeypatch.context() as other:  # a machine that shares the folder and computes in another dtype asks itself
-        other.setattr(distil, "compute_dtype", lambda *_: torch.float16)
+        other.setattr(bert, "compute_dtype", lambda *_: torch.float16)
         assert teacher.signals(model, rows.dev, states=True, cache=tmp_path).logits is not None
     model.classifier.bias.data += 1
     changed = teacher.signals(model, rows.dev, cache=tmp_path)
     assert torch.allclose(changed.logits, found.logits + 1, atol=0.02) and len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(teacher, "RECIPE", teacher.RECIPE + 1)  # newer code may say something else
+    teacher.signals(model, rows.dev, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_what_was_just_asked_is_not_read_again(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(teacher, "load_file", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(checkpoints, "read", lambda *_: pytest.fail("read again"))
     assert len(teacher.signals(student(), rows.dev.take(torch.arange(10)), cache=tmp_path).logits) == 10
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -288,8 +335,10 @@ def test_a_model_may_be_asked_as_it_is(rows, dtype, monkeypatch):
 
 def test_asking_leaves_the_mode_alone(rows):
     model = student().train()
-    teacher.ask(model, rows.dev.take(torch.arange(10)))
-    assert model.training
+    model.dropout.eval()
+    for precision in ("fp32", "bf16"):
+        teacher.ask(model, rows.dev.take(torch.arange(10)), precision=precision)
+        assert model.training and model.bert.training and not model.dropout.training
 
 
 # ------------------------------------------------------------------------------------------------------------- golden

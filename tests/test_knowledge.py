@@ -314,18 +314,23 @@ def test_only_whole_words_of_letters_that_are_no_stop_words_are_replaced():
     assert augment.spans(row, TEXT) == [(2, 4), (4, 5), (6, 7)]
 
 
-def test_neighbours_are_the_nearest_other_words():
-    near = augment.Neighbours(ALONG, TEXT, count=2)
+@pytest.fixture
+def two(monkeypatch):
+    monkeypatch.setattr(augment, "CANDIDATES", 2)
+
+
+def test_neighbours_are_the_nearest_other_words(two):
+    near = augment.Neighbours(ALONG, TEXT)
     assert near.of((2,)) == [3, 4]
     assert near.of((2, 7)) == [3, 4] or near.of((2, 7)) == [4, 3]  # the mean of its pieces
     assert 5 not in near.of((2,)) and 9 not in near.of((2,))
 
 
-def test_augmented_rows_keep_labels_lengths_and_everything_else():
+def test_augmented_rows_keep_labels_lengths_and_everything_else(two):
     rows = data.Encoded(torch.tensor([[0, 6, 2, 7, 8, 1], [0, 5, 1, 0, 0, 0]]).int(),
                         torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0]]).to(torch.int8), torch.tensor([6, 3]),
                         torch.tensor([1, 0]))
-    near = augment.Neighbours(ALONG, TEXT, count=2)
+    near = augment.Neighbours(ALONG, TEXT)
     made = augment.augment(rows, TEXT, near, copies=40, seed=0)
     assert len(made) == 2 * 41 and made.labels.tolist() == [1] * 41 + [0] * 41
     assert torch.equal(made.ids[0], rows.ids[0]) and torch.equal(made.ids[41, :3], rows.ids[1, :3])
@@ -340,9 +345,10 @@ def test_augmented_rows_keep_labels_lengths_and_everything_else():
     assert again.fingerprint() == made.fingerprint() != augment.augment(rows, TEXT, near, 40, seed=1).fingerprint()
 
 
-def test_a_masked_language_model_fills_the_words_of_the_task_only(tmp_path):
+def test_a_masked_language_model_fills_the_words_of_the_task_only(tmp_path, monkeypatch):
     from transformers import BertForMaskedLM
 
+    monkeypatch.setattr(augment, "CANDIDATES", 4)
     torch.manual_seed(0)
     config = bert.tiny_config(vocabulary=30)
     BertForMaskedLM(config).save_pretrained(tmp_path)
@@ -351,7 +357,7 @@ def test_a_masked_language_model_fills_the_words_of_the_task_only(tmp_path):
     with torch.no_grad():
         model.cls.predictions.bias.zero_()
         model.cls.predictions.bias[torch.tensor([6, 9, 12, 7])] = torch.tensor([90.0, 80.0, 70.0, 99.0])
-    likely = augment.Likely(model, vocabulary, mask=4, text=TEXT, count=4)
+    likely = augment.Likely(model, vocabulary, mask=4, text=TEXT)
     assert likely.of([0, 2, 5, 1], [1, 2]) == {1: [3, 4], 2: [2, 3, 4]}  # 7 is no id of the task; never the word itself
 
 

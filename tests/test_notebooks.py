@@ -50,25 +50,27 @@ def test_a_copy_holds_the_parameters_and_nothing_that_differs_between_two_runs(t
         ("import time; time.sleep(60)", "longer than the timeout"),
     ],
 )
-def test_a_failed_chapter_leaves_the_last_good_copy_alone(tmp_path, cell, why):
+def test_a_failed_chapter_leaves_the_last_good_copy_alone(tmp_path, monkeypatch, cell, why):
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
     source = notebook(tmp_path / "a.ipynb", "print(seed)", cell, "print('after')")
     target = tmp_path / "out" / "a.ipynb"
     target.parent.mkdir()
     target.write_text("the last good copy")
-    said = chapters.run_chapter(source, target, {}, timeout=5, failed=tmp_path / "failed")
+    said = chapters.run_chapter(source, target, {}, timeout=5)
     assert why in said and said.endswith(f"(see {tmp_path}/failed/a.ipynb)")
     assert target.read_text() == "the last good copy" and os.listdir(target.parent) == ["a.ipynb"]
     reached = next(cell for cell in read(tmp_path / "failed" / "a.ipynb").cells if cell.source == "print(seed)")
     assert reached.outputs[0].text == "1\n"
 
 
-def test_a_published_chapter_may_not_warn(tmp_path):
+def test_a_published_chapter_may_not_warn(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
     source = notebook(tmp_path / "a.ipynb", "import warnings\nwarnings.warn('half of it is missing')")
     target = tmp_path / "out" / "a.ipynb"
-    assert chapters.run_chapter(source, target, {}, failed=tmp_path / "failed") is None
+    assert chapters.run_chapter(source, target, {}) is None
     assert read(target).cells[1].outputs == []
     target.unlink()
-    said = chapters.run_chapter(source, target, {}, failed=tmp_path / "failed", strict=True)
+    said = chapters.run_chapter(source, target, {}, strict=True)
     assert "half of it is missing" in said and not target.exists()
 
 
@@ -146,11 +148,12 @@ def test_the_hashes_follow_code_parameters_and_records(tmp_path, monkeypatch):
     assert chapters.code_hash(source, {"seed": 1}) == stamp != chapters.code_hash(source, {"seed": 2})
     assert chapters.code_hash(notebook(tmp_path / "b.ipynb", "print(-seed)"), {"seed": 1}) != stamp
 
-    stamps = [chapters.code_hash(source, {}, tmp_path)]
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    stamps = [chapters.code_hash(source, {})]
     for name in ("constraints.txt", "book/claims.yml", "book/benchmarks.jsonl", "benchmarks/a.py", "kdutils/a.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{name}\n")
-        stamps.append(chapters.code_hash(source, {}, tmp_path))
+        stamps.append(chapters.code_hash(source, {}))
     assert len(set(stamps)) == 6
 
     made = {"01_pilot": [], "02_stark": [], "03_stark_auto": []}

@@ -15,7 +15,7 @@ import torch
 import transformers
 from transformers import BertConfig, BertForSequenceClassification
 
-from kdutils import bert, checkpoints, data, figures, peakd, profiles, tables, teacher
+from kdutils import bert, checkpoints, data, figures, peakd, processes, profiles, tables, teacher
 from kdutils.experiments import common
 from kdutils.experiments import peakd as chapter
 from kdutils.pages import peakd as page
@@ -186,6 +186,9 @@ def test_depth_costs_memory_that_sharing_does_not_save(student, batch):
     apart = peakd.activation_bytes(peakd.unshare(peakd.share(student)), batch)
     assert 1.5 * plain < shared == apart
     assert not student.training
+    student.train().dropout.eval()
+    peakd.activation_bytes(student, batch)
+    assert student.training and not student.dropout.training
 
 
 def test_counting_activations_keeps_none_of_them(student, batch):
@@ -268,6 +271,13 @@ def test_pretraining_keeps_the_best_epoch_and_discards_its_head(smoke, monkeypat
         assert torch.equal(value, seen[best][f"bert.{name}"])
     assert student.classifier is head and student.config.num_labels == 2
     assert not torch.equal(student.bert.pooler.dense.weight, before), "the pooler is carried over too"
+
+
+def test_the_first_of_several_processes_decides_which_epoch_is_kept(smoke, monkeypatch):
+    settings, rows = smoke
+    gains = iter([-1.0, -0.5, -0.7, -0.7])  # the first process's, the last one twice; whatever this one finds
+    monkeypatch.setattr(processes, "agreed", lambda own: next(gains) if isinstance(own, float) else own)
+    assert peakd.pretrain(bert.load("tiny", 2), rows, 2, settings, seed=0).best == {"epoch": 2, "dev": {"gain": -0.5}}
 
 
 def test_a_control_is_pretrained_exactly_as_the_run_that_it_controls(smoke):
@@ -432,13 +442,28 @@ def table():
 def test_tables_of_the_chapter_take_the_usual_runs_only(table):
     methods = ("PatientKD", "SPS-1", "Pea-KD")
     score = page.rebuilt(table, methods).set_index("method")["mrpc matthews"]
-    assert score["PatientKD"] == "31.0 ± 2.5 (3)" and "SPS-1" not in score  # 4.303 * 1 / sqrt(3)
+    assert score["Patient KD"] == "31.0 ± 2.5 (3)" and "SPS-1" not in score  # 4.303 * 1 / sqrt(3)
     assert (score["teacher"], score["constant answer"]) == ("50.0", "0.0")
     paper = page.rebuilt(table, methods, "paper").set_index("method")["mrpc f1"]
-    assert list(paper.index) == ["PatientKD", "Pea-KD", "teacher", "constant answer"]
+    assert list(paper.index) == ["Patient KD", "Pea-KD", "teacher", "constant answer"]
     assert paper["Pea-KD"].startswith("80.0") and (paper["teacher"], paper["constant answer"]) == ("85.0", "81.2")
     assert page.rebuilt(table, ["PatientKD"], init="bottom")["mrpc matthews"].tolist() == ["80.0 (1)", "50.0", "0.0"]
     assert page.costs(table, ("PatientKD", "SPS-2"), "mrpc")["n"].tolist() == [3]
+
+
+def test_every_teacher_that_taught_students_counts_once(table):
+    """Two taught, one of them three times as many; a third only labelled rows. Of one, two dtypes have two scores."""
+    rows = [fake("PatientKD", s, 0.3, extra_teacher_weights="a", extra_teacher_test_matthews=0.4 + 0.02 * (s == 2),
+                 extra_majority_dev_f1=0.8) for s in range(3)]
+    rows += [fake("SPS-2", 0, 0.3, extra_teacher_weights="b", extra_teacher_dev_f1=0.9)]
+    rows += [fake("PTP-labels", 0, math.nan, dev_matthews=math.nan, extra_teacher_weights="c"),
+             fake("PatientKD", 0, 0.3, layers=1, extra_layers=1.0, extra_teacher_weights="b")]
+    data = page.measured(pd.DataFrame(rows))
+    mean = figures.number(100 * ((0.4 + 0.4 + 0.42) / 3 + 0.5) / 2)
+    shown = [page.rebuilt(data, methods).set_index("method")["mrpc matthews"]["teacher"]
+             for methods in (["PatientKD"], ["SPS-2"])]
+    assert [*shown, *page.by_depth(data)["teacher"]] == [mean] * 4
+    assert page.marks(data, "mrpc", "paper_")["teacher"] == figures.number(100 * (0.85 + (0.9 + 0.85) / 2) / 2)
 
 
 def test_the_table_of_trials_holds_the_best_few_of_each_method():
@@ -446,8 +471,10 @@ def test_the_table_of_trials_holds_the_best_few_of_each_method():
     rows += [fake("tune-Pea-KD", 0, 0.0, task="sst2", alpha=0.7, beta=0.0, tau=20.0, lr=2e-5, held_accuracy=0.8)]
     made = page.trials(page.measured(pd.DataFrame(rows)))
     assert made["held-out score"].round(6).tolist() == [70.0, 60.0, 50.0, 40.0, 30.0, 20.0, 80.0]
-    assert made["method"].tolist()[5:] == ["PatientKD (8 tried)", "Pea-KD (1 tried)"]
-    assert made["beta"].tolist()[:2] == ["7", "6"] and made.iloc[-1][["lr", "tau"]].tolist() == ["2e-05", "20"]
+    assert made["method"].tolist()[5:] == ["Patient KD", "Pea-KD"]
+    assert made["β"].tolist()[:2] == ["7", "6"] and made.iloc[-1][["rate", "τ"]].tolist() == ["2e-05", "20"]
+    assert page.shown(page.measured(pd.DataFrame(rows))) == "the best 6 of 8"
+    assert page.shown(page.measured(pd.DataFrame(rows[:6]))) == "all that were tried"
 
 
 def test_the_papers_grid_reaches_the_training():
@@ -460,8 +487,9 @@ def test_the_papers_grid_reaches_the_training():
 
 def test_differences_pair_by_seed(table):
     found = page.differences(table, [("Pea-KD", "PatientKD"), ("SPS-2", "SPS-1")])
-    assert list(found) == ["Pea-KD − PatientKD, MRPC"]
-    assert math.isclose(found["Pea-KD − PatientKD, MRPC"]["effect"], 5.0) and "+5.0 (2 seeds)" in tables.in_words(found)
+    assert list(found) == ["Pea-KD − Patient KD, MRPC"]
+    assert math.isclose(found["Pea-KD − Patient KD, MRPC"]["effect"], 5.0)
+    assert "+5.0 (2 seeds)" in tables.in_words(found)
     assert tables.in_words({}).endswith("No runs yet.")
 
 
@@ -470,12 +498,12 @@ def test_label_shares_the_sweep_and_the_depths(table):
     assert shares["t"].tolist() == ["0.6", "0.7", "0.8", "0.9", "0.95"]
     assert shares["unsure, right"].tolist() == [0.0, *[20.0] * 4] and set(shares["labels by"]) == {"the teacher"}
     assert sorted(page.thresholds(table)["threshold"]) == [0.6, 0.9]  # the one seed that both have
-    assert len(page.depths(table)) == 6
+    assert len(page.depths(table)) == 4  # Pea-KD has one depth
     told = page.mostly_right(table)
     assert told.startswith("on mrpc the teacher is right on 80 %") and told.endswith("labels together have 20.0 %")
     depths = page.by_depth(table)
     assert [str(layers) for layers in depths["independent layers"]] == ["1", "3"]
-    assert depths["PatientKD"][0] == "90.0 (1)"
+    assert depths["Patient KD"][0] == "90.0 (1)" and page.by_depth(table[:3]).empty
     assert depths["teacher"].tolist() == ["50.0", "50.0"] and depths["constant answer"].tolist() == ["0.0", "0.0"]
     assert page.at_depths(table) == "" and page.by_start(table).empty  # Patient KD alone is no pair
     rows = [fake(method, seed, score + 0.001 * seed * (method == "Pea-KD"), layers=layers, init=init, extra_layers=n)
@@ -497,6 +525,8 @@ def test_what_is_not_there_is_said(table, capsys):
     assert capsys.readouterr().out == "No runs yet for: Table 4 rebuilt.\n"
     assert page.parts(table, page.SHARING) == "" and page.pretraining(table, 4).empty and page.learned(table[:0]) == ""
     assert page.taught(table) == "", "no run of SPS-2"
+    control = page.measured(pd.DataFrame([fake("stacked-unshared", 0, 0.3)]))
+    assert page.controls(control) == "Here the first control has run on MRPC, the second on no task yet."
 
 
 def test_pretraining_is_held_against_the_shares_of_its_labels():
@@ -562,11 +592,12 @@ def test_figures_have_one_line_a_start_and_a_panel_a_task():
     level = points.assign(loss=points["loss"].where(points["step"] < 2, 0.51))
     assert "ends at 0.51, within 10 % of the 0.51 without it" in page.began(level)
     assert page.began(points[points["method"] == "SPS-2"]) == page.began(points[:0]) == ""
-    told = page.ends(points)
-    assert told.startswith("on mrpc the mean loss goes from 1.00 to 0.50 after SPS-2, 2.00 to 1.00 after Pea-KD; "
-                           "it begins higher than SPS-2's after Pea-KD. On sst2")
-    fig = page.falling(points, ("SPS-2", "PTP-1", "Pea-KD"))
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["SPS-2", "PTP-1", "Pea-KD"]
+    told = page.ends(points).removeprefix("Training loss of KD after different starts: ")
+    assert told.startswith("on MRPC the mean loss goes from 1.00 to 0.50 after SPS-2, 2.00 to 1.00 after Pea-KD, "
+                           "beginning higher than SPS-2's after Pea-KD; on SST-2")
+    assert set(page.drawn(points)["task"]) == {"mrpc"}, "on sst2 one start is drawn"
+    fig = page.falling(points.replace("PTP-1", "extra-finetune"))
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["SPS-2", "extra fine-tuning", "Pea-KD"]
     colours = [{line.get_color() for line in ax.lines if len(line.get_xdata())} for ax in fig.axes]
     assert len(colours[0] & colours[1]) == 1, "SPS-2's"
     assert [ax.get_yscale() for ax in fig.axes] == ["log", "log"]
@@ -575,8 +606,26 @@ def test_figures_have_one_line_a_start_and_a_panel_a_task():
 
 
 def test_the_sweep_and_the_depths_have_a_panel_a_task(table):
-    for fig in (page.by_threshold(page.thresholds(table)), page.by_layers(page.depths(table))):
+    swept = page.thresholds(table)
+    for fig in (page.by_threshold(swept), page.by_layers(table), page.dots(table, ["PatientKD", "SPS-1"])):
         assert [ax.get_title()[:4] for ax in fig.axes] == ["MRPC"]
+        plt.close(fig)
+    fig = page.by_layers(table)
+    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ["Patient KD"]
+    plt.close(fig)
+    assert page.by_threshold_in_words(swept) == "Scores over PTP's threshold: MRPC, Pea-KD 20.0 at 0.6, 35.0 at 0.9"
+    assert page.by_layers_in_words(table).endswith("layers: MRPC, Patient KD 90.0 at 1, 31.0 at 3")
+    assert page.dotted(table, ["PatientKD", "SPS-1"]).endswith("intervals. MRPC: Patient KD 31.0")
+
+
+def test_figures_without_runs_say_what_is_planned(table):
+    none, swept, points = table[:3], page.thresholds(table[:3]), page.drawn(page.curves([], []))
+    drawn = page.by_threshold(swept), page.by_layers(none), page.falling(points)
+    said = [fig.axes[0].texts[0].get_text() for fig in drawn]
+    assert said == [page.PLANNED, "students of a second number of layers are planned", "no runs yet"]
+    words = page.by_threshold_in_words(swept), page.by_layers_in_words(none), page.ends(points)
+    assert all(len(text.split()) >= 5 for text in words) and page.PLANNED in words[0]
+    for fig in drawn:
         plt.close(fig)
 
 

@@ -136,33 +136,37 @@ def shown():
 def test_amounts_and_differences_by_hand(shown):
     table = pilot_page.amounts(shown, "random_unstructured").set_index("share")
     half = 10 * 4.302652729696142 / 3**0.5
-    assert table.loc["10 %", "score"].split() == ["30.0", "±", f"{half:.1f}"] and table.loc["10 %", "n"] == "3"
-    assert table.loc["0 %", "score"] == "50.0" and table.loc["0 %", "n"] == "1"  # one dense teacher
-    assert table.loc["10 %", "NLL"].startswith("0.50") and table.loc["10 %", "entropy"] == "–"
-    assert table.loc["10 %", "paper's metric, dev"].startswith("80.0")
+    assert table.loc["10\xa0%", "score"].split() == ["30.0", "±", f"{half:.1f}"] and table.loc["10\xa0%", "n"] == "3"
+    assert table.loc["0\xa0%", "score"] == "50.0" and table.loc["0\xa0%", "n"] == "1"  # one dense teacher
+    assert table.loc["10\xa0%", "NLL"].startswith("0.50") and table.loc["10\xa0%", "entropy"] == "–"
+    assert table.loc["10\xa0%", "paper's metric, dev"].startswith("80.0")
     assert table["task"].unique().tolist() == ["mrpc: matthews, paper's f1"]
     assert table.loc["constant answer", ["score", "paper's metric, dev", "n"]].tolist() == ["0.0", "81.2", "–"]
     lost, least = pilot_page.compared(shown).to_dict("records")
-    assert lost == {"what": "weights zeroed", "share": "10 %", "mrpc": f"−20.0 ± {half:.1f} (3)"}
+    assert lost == {"what": "weights zeroed", "share": "10\xa0%", "mrpc": f"−20.0 ± {half:.1f} (3)"}
     assert least == {"what": "constant answer", "share": "–", "mrpc": "−50.0"}
+    some = shown.assign(majority=shown["majority"].where(shown["amount"] != 0.0))  # older runs did not record it
+    assert pilot_page.compared(some).to_dict("records")[-1] == least
+    counts = pilot_page.counts(shown).set_index("runs")["mrpc"]
+    assert counts["teachers, weights zeroed"] == 6 and counts.sum() == len(shown)
 
 
 def test_students_are_paired_by_seed(shown):
     (name, found), = pilot_page.taught(shown).items()
-    assert name == "MRPC, 10 % zeroed" and found["effect"] == pytest.approx((5 - 1) / 2) and found["n"] == 2
+    assert name == "MRPC, 10\xa0% zeroed" and found["effect"] == pytest.approx((5 - 1) / 2) and found["n"] == 2
     table = pilot_page.students(shown).set_index("zeroed")
-    assert table.loc["10 %", "students"].startswith("42.0") and table.loc["10 %", "agreement"].startswith("70.0")
-    assert table.loc["10 %", "teacher"].startswith("25.0")  # of masks 0 and 1, which the two students had
-    assert table.loc["0 %", "teacher"] == "50.0"
-    assert table.loc["10 %", pilot_page.LESS] == "+2.0 ± 38.1" and table.loc["0 %", pilot_page.LESS] == "–"
+    assert table.loc["10\xa0%", "students"].startswith("42.0") and table.loc["10\xa0%", "agreement"].startswith("70.0")
+    assert table.loc["10\xa0%", "teacher"].startswith("25.0")  # of masks 0 and 1, which the two students had
+    assert table.loc["0\xa0%", "teacher"] == "50.0"
+    assert table.loc["10\xa0%", pilot_page.LESS] == "+2.0 ± 38.1" and table.loc["0\xa0%", pilot_page.LESS] == "–"
     assert pilot_page.taught_in_words(shown) == (
-        "Here, points lost by teachers and by their students at 10 % zeroed: MRPC 25.0 and −2.0.")
+        "Here, points lost by teachers and by their students at 10\xa0% zeroed: MRPC 25.0 and −2.0.")
 
 
 def test_scattered_zeros_against_whole_units(shown):
     units = shown[shown["amount"] == 0.1].query("method == 'random_unstructured'").assign(method="random_structured")
     assert pilot_page.scattered_or_bundled(pd.concat([shown, units.assign(score=0.31)])) == (
-        "Here, at 10 % and on MRPC, scattered zeros cost more on average in 1 of 1 cases.")
+        "Here, at 10\xa0% and on MRPC, scattered zeros cost more on average in 1 of 1 cases.")
     assert "in 0 of 1" in pilot_page.scattered_or_bundled(pd.concat([shown, units.assign(score=0.29)]))
     assert pilot_page.scattered_or_bundled(shown) == "Here: no runs yet."
 
@@ -171,8 +175,8 @@ def test_what_confidence_fell_with(shown):
     known = shown.assign(entropy=0.5, nll=shown["nll"] + shown["amount"].astype(float), ece=0.1)
     known["ece"] = 0.1 - known["amount"].astype(float) / 2
     assert pilot_page.honesty_in_words(known) == (
-        "Here, at 10 % zeroed: on MRPC confidence goes from 80.0 to 60.0, NLL goes from 0.50 to 0.60, ECE goes from "
-        "10.0 to 5.0 (at its lowest 5.0, with 10 % zeroed), and confidence less accuracy from +10.0 to −10.0.")
+        "Here, at 10\xa0% zeroed: on MRPC confidence goes from 80.0 to 60.0, NLL goes from 0.50 to 0.60, ECE goes from "
+        "10.0 to 5.0 (at its lowest 5.0, with 10\xa0% zeroed), and confidence less accuracy from +10.0 to −10.0.")
     assert pilot_page.honesty_in_words(shown).endswith("no runs yet.")  # without an entropy and a calibration error
 
 
@@ -210,7 +214,7 @@ def test_reliability_pools_masks_by_their_rows():
     assert bars["share"].tolist() == [0.25, 0.75] and bars["confidence"].tolist() == pytest.approx([0.6, 2.5 / 3])
     assert bars["accuracy"].tolist() == pytest.approx([0.2, 0.6])
     runs = runs.assign(task="mrpc", method="random_unstructured", amount=0.1)
-    assert pilot_page.too_sure_in_words(runs, "mrpc").endswith("10 % weights zeroed +27.5.")
+    assert pilot_page.too_sure_in_words(runs, "mrpc").endswith("10\xa0% weights zeroed +27.5.")
     assert pilot_page.too_sure_in_words(runs, "sst2").endswith("no runs yet.")
 
 
@@ -225,7 +229,7 @@ def test_a_page_without_runs_says_so(shown):
     assert pilot_page.taught_in_words(only).endswith("no runs yet.")
     assert pilot_page.compared(only).empty and pilot_page.students(only).empty
     sizes = pilot_page.sizes(only)
-    assert sizes["millions"].tolist() == ["10.65", "–"] and sizes["score"].tolist() == ["50.0", "0.0"]
+    assert sizes[pilot_page.MILLIONS].tolist() == ["10.65", "–"] and sizes["score"].tolist() == ["50.0", "0.0"]
 
 
 # ------------------------------------------------------------------------------------------------------ smoke, trained

@@ -25,7 +25,7 @@ def test_unknown_names_are_one_line():
 
 def test_settings_of_a_profile():
     for name, profile in profiles.PROFILES.items():
-        assert profile.about and 2 <= profile.seeds <= profile.headline_seeds
+        assert 2 <= profile.seeds <= profile.headline_seeds
         for task in profiles.task_names(name):
             found = profiles.settings(name, task)
             assert found == replace(profile.base, **profile.tasks[task])
@@ -98,8 +98,8 @@ def kept(held, settings=None):
 def test_what_was_planned_stands_unless_a_trial_is_two_spreads_better(monkeypatch):
     """Five seeds at 2 epochs: mean 0.80, standard deviation 0.01; so a trial has to pass 0.82."""
     made = {}
-    monkeypatch.setattr(choices, "look_up", lambda specs, store: ([made[s] for s in specs if s in made],
-                                                                  [s for s in specs if s not in made]))
+    monkeypatch.setattr(choices, "look_up", lambda specs: ([made[s] for s in specs if s in made],
+                                                           [s for s in specs if s not in made]))
     for seed, score in enumerate((0.79, 0.79, 0.80, 0.81, 0.81)):
         made[common.make("01_pilot", "mini", "sst2", "distil_from_sparse", seed, {"amount": 0.0})] = kept(score)
     three, five = choices.trials_of("epochs", "mini", "sst2")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from kdutils import experiments, figures, profiles, records, spec, store
-from kdutils.records import TEACHER, Busy, MissingRuns, Spec, Store, ensure, frame, look_up, publish, stale
+from kdutils.records import TEACHER, Busy, MissingRuns, Spec, Store, command_for, ensure, frame, look_up, publish, stale
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOME = {"metrics": {"dev": {"f1": 0.8, "accuracy": 0.7}}, "best": {"epoch": 2, "dev": {"f1": 0.9}}}
@@ -282,7 +282,7 @@ def test_two_processes_never_train_the_same_run(tmp_path, here):
             with open(sys.argv[1], "a") as file:
                 file.write(f"{spec.seed}\\n")
             return t.OUTCOME
-        got = t.ensure([t.a_spec(seed) for seed in range(8)], run, train=True, progress=False)
+        got = t.ensure([t.a_spec(seed) for seed in range(8)], run, train=True)
         assert [record["spec"]["seed"] for record in got] == list(range(8))
     """
     processes = [python(code, tmp_path, tmp_path / "log", wait=False) for _ in range(2)]
@@ -294,7 +294,8 @@ def test_two_processes_never_train_the_same_run(tmp_path, here):
 # Looking up
 
 
-def test_ensure_trains_what_is_missing_in_order_and_once(here):
+def test_ensure_trains_what_is_missing_in_order_and_once(here, monkeypatch):
+    monkeypatch.setattr(records, "Store", lambda: here)
     here.put(a_spec(1), OUTCOME, 1.0)
     ran = []
 
@@ -303,35 +304,32 @@ def test_ensure_trains_what_is_missing_in_order_and_once(here):
         return OUTCOME
 
     asked = [a_spec(seed) for seed in (2, 1, 0, 2)]
+    assert [record["spec"]["seed"] for record in ensure(asked, run)] == [1] and not ran
     for _ in range(2):
-        got = ensure(asked, run, train=True, store=here, progress=False)
+        got = ensure(asked, run, train=True)
         assert [record["spec"]["seed"] for record in got] == [2, 1, 0]
     assert ran == [2, 0]
 
 
-def test_an_exception_stores_nothing_for_its_run_and_keeps_the_others(here):
+def test_an_exception_stores_nothing_for_its_run_and_keeps_the_others(here, monkeypatch):
+    monkeypatch.setattr(records, "Store", lambda: here)
+
     def run(spec):
         if spec.seed == 1:
             raise RuntimeError("diverged")
         return OUTCOME
 
     with pytest.raises(RuntimeError, match="diverged"):
-        ensure([a_spec(seed) for seed in range(3)], run, train=True, store=here, progress=False)
+        ensure([a_spec(seed) for seed in range(3)], run, train=True)
     assert [here.get(a_spec(seed)) is not None for seed in range(3)] == [True, False, False]
 
 
-def test_missing_runs_name_the_command(here, capsys):
+def test_missing_runs_name_the_command():
     asked = [a_spec(0), a_spec(1), a_spec(0, task="rte")]
     command = "python -m kdutils.sweep 01_pilot --profile mini --task mrpc,rte"
-    with pytest.raises(MissingRuns, match="none of the 3 runs") as caught:
-        ensure(asked, None, store=here)
-    assert str(caught.value).endswith(command) and caught.value.missing == asked
-    with pytest.raises(MissingRuns, match="make them with: make it so"):
-        ensure(asked, None, store=here, command="make it so")
-    here.put(a_spec(0), OUTCOME, 1.0)
-    assert len(ensure(asked, None, store=here)) == 1
-    assert capsys.readouterr().out == f"2 of 3 runs are missing; make them with: {command}\n"
-    assert ensure([], None, store=here) == []
+    assert command_for(asked) == command
+    assert str(MissingRuns(asked, command)) == (
+        f"none of the 3 runs asked for is in the store; make them with: {command}")
 
 
 def test_frame_flattens_a_record(here):
@@ -531,12 +529,12 @@ def test_a_record_of_a_newer_recipe_is_an_error_and_not_a_missing_run(here, monk
     made = here.put(a_spec(), OUTCOME, 1.0)
     here.path(a_spec()).write_text(json.dumps(made | {"recipe": records.RECIPE + 1}))
     line = f"recipe: got {records.RECIPE + 1} in the record 01_pilot/{a_spec().key}; allowed: at most {records.RECIPE} "
+    monkeypatch.setattr(records, "Store", lambda: here)
     with pytest.raises(ValueError) as error:
-        ensure([a_spec()], None, train=True, store=here)
+        ensure([a_spec()], None, train=True)
     assert str(error.value).startswith(line) and error.value._render_traceback_() == [f"ValueError: {error.value}"]
     assert stale(here) == []
     monkeypatch.setattr(experiments, "plan", lambda chapter, profile: [a_spec()] if chapter == "01_pilot" else [])
-    monkeypatch.setattr(records, "Store", lambda: here)
     assert records.main(["status"]) == 2 and capsys.readouterr().err.startswith(line)
 
 

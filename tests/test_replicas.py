@@ -175,16 +175,12 @@ def test_the_memory_that_is_planned_is_about_what_the_backward_pass_keeps():
     assert replicas.room(one, DATA.train, SETTINGS, torch.device("cpu")) > 100
 
 
-@pytest.mark.parametrize(("fraction", "left"), [(1.0, 60), (0.9, 60), (0.3, 20), (None, 60)])
+@pytest.mark.parametrize(("fraction", "left"), [(1.0, 60), (0.9, 60), (0.3, 20)])
 def test_a_gpus_room_is_what_is_free_or_left_of_the_processs_own_share(monkeypatch, fraction, left):
-    """Of 100 bytes 60 are free and 10 are this process's. Without a share to ask for, what is free counts."""
+    """Of 100 bytes 60 are free and 10 are this process's."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
-    name = "get_per_process_memory_fraction"
-    if fraction is None:
-        monkeypatch.delattr(torch.cuda, name, raising=False)
-    else:
-        monkeypatch.setattr(torch.cuda, name, lambda index: fraction, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: fraction)
     assert replicas._left(torch.device("cuda")) == left
 
 

@@ -327,8 +327,6 @@ def test_the_bandwidth_decides_what_is_one_cluster():
 
 def test_thousands_of_neurons_get_a_curve_as_fine_as_their_bandwidth():
     """One far neuron stretches the curve: 512 points would be further apart than the bandwidth (and say 42 %)."""
-    from scipy.stats import gaussian_kde
-
     neurons = np.append(mixture((0.01, 0.002, 6000), (0.02, 0.002, 3215)), 1.0)
     started = time.process_time()
     peak = stark.density_peak(neurons)
@@ -337,7 +335,9 @@ def test_thousands_of_neurons_get_a_curve_as_fine_as_their_bandwidth():
     assert np.diff(peak.x).max() <= 1.001 * width / 8
     assert peak.peak == pytest.approx(0.0101, abs=2e-4) and peak.sparsity == pytest.approx(0.34, abs=0.01)
     places = slice(0, len(peak.x) // 10, 20)
-    assert peak.density[places] == pytest.approx(gaussian_kde(neurons)(peak.x[places]), rel=1e-9, abs=1e-12)
+    kernels = np.exp(-(((peak.x[places, None] - neurons) / width) ** 2) / 2)
+    by_hand = kernels.mean(1) / (width * np.sqrt(2 * np.pi))
+    assert peak.density[places] == pytest.approx(by_hand, rel=1e-9, abs=1e-12)
     heads = torch.tensor(mixture((0.4, 0.1, 72)).reshape(6, 12))
     c = stark.density_peak(stark.Scores(heads, heads, *[torch.tensor(neurons).view(6, -1)] * 2), "C")
     assert c.neuron_sparsity == peak.sparsity and c.sparsity == pytest.approx(0.5, abs=0.02)
@@ -544,6 +544,11 @@ def test_single_weights_go_by_both_scores(runs, monkeypatch):
     assert len(seen) == 1 and extra["score_seconds"] > 0
     sizes = [sum(w.numel() for w in layer) for layer in stark.weight_matrices(pruned)]
     assert np.average(extra["zeros"], weights=sizes) == pytest.approx(0.6, abs=1e-4)
+    other, _ = teachers.sparse_teacher(with_args(spec, lam=0.0), made)
+    friendly = score(made.teacher, *teachers._scored_on(spec, made), made.settings.tau, 0.0)
+    assert checkpoints.hash_of(other) == checkpoints.hash_of(stark.sparsify_weights(made.teacher, friendly, 0.6))
+    with pytest.raises(ValueError, match="^scores: got 'random' for STARK-unstructured; allowed: knowledgeable$"):
+        teachers.sparse_teacher(with_args(spec, scores="random"), made)
 
 
 def test_the_seconds_of_scoring_are_those_of_the_run_that_did_it(runs):

@@ -218,7 +218,6 @@ def test_visible_gpus_are_found(monkeypatch):
     ({"per_gpu": "2"}, "per-gpu: got '2'"),
     ({"retries": -1}, "retries: got -1; allowed: integers from 0"),
     ({"backend": "dask"}, "backend: got 'dask'; allowed: local, ray"),
-    ({"shard": "4/4"}, "shard: got '4/4'; allowed: i/n with i from 0 to n - 1"),
 ])
 def test_bad_arguments_stop_before_any_work(here, how, line):
     with pytest.raises(ValueError, match=line):
@@ -279,7 +278,7 @@ def test_shards_leave_together_what_one_sweep_leaves(tmp_path):
     whole, parts = (Store(tmp_path / name, tmp_path / "published") for name in ("whole", "parts"))
     sweep_it(SPECS, whole)
     for i in range(2):
-        sweep_it(SPECS, parts, shard=f"{i}/2")
+        sweep_it(wanted.shard_of(SPECS, f"{i}/2"), parts)
     assert content(whole) == content(parts)
     assert all(len(attempts(parts, spec)) == 1 for spec in SPECS)
 

@@ -13,7 +13,7 @@ from statistics import mean, stdev
 
 from kdutils import profiles
 from kdutils.experiments import common
-from kdutils.records import Spec, Store, look_up
+from kdutils.records import Spec, look_up
 
 CHAPTER = "00_choices"
 SEED = 100  # no comparison of the book uses it
@@ -42,9 +42,9 @@ def plan_choice(profile: str, task: str) -> list[Spec]:
     return first + [_spec(profile, task, layers=tuple(best["layers"]), lr=lr) for lr in RATES if best and lr != default]
 
 
-def chosen(specs: list[Spec], store: Store | None = None) -> dict:
+def chosen(specs: list[Spec]) -> dict:
     """The settings of the run with the best held-out verdict metric; empty while any of them is missing."""
-    records, missing = look_up(specs, store)
+    records, missing = look_up(specs)
     return max(records, key=common.held)["spec"]["settings"] if records and not missing else {}
 
 
@@ -83,7 +83,7 @@ def trials_of(name: str, profile: str, task: str) -> list[Spec]:
     return [replace(common.teacher_spec(profile, task, some, SEED), chapter=CHAPTER) for some in changed]
 
 
-def settled(name: str, profile: str, task: str, store: Store | None = None) -> Settled | None:
+def settled(name: str, profile: str, task: str) -> Settled | None:
     """How a setting compares with its trials; None while one of them, or a seed with what was planned, is missing."""
     usual, seeds = profiles.settings(profile, task), range(profiles.profile(profile).seeds)
     with_it = [
@@ -91,8 +91,8 @@ def settled(name: str, profile: str, task: str, store: Store | None = None) -> S
         if name == "epochs" else common.teacher_spec(profile, task, usual, seed) for seed in seeds
     ]  # fmt: skip
     specs = trials_of(name, profile, task)
-    tried, missing = look_up(specs, store)
-    own, more = look_up(with_it, store)
+    tried, missing = look_up(specs)
+    own, more = look_up(with_it)
     if not tried or missing or more:
         return None
     scores = [common.held(record) for record in own]

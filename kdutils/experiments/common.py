@@ -187,9 +187,9 @@ def outcome(result, **extra) -> dict:
     `teacher.ask`, which the metrics come from."""
     import torch
 
-    from kdutils import distil, provenance
+    from kdutils import bert, distil, provenance
 
-    dtype = result.dtype or str(distil.compute_dtype("auto", distil.best_device())).removeprefix("torch.")
+    dtype = result.dtype or str(bert.compute_dtype("auto", distil.best_device())).removeprefix("torch.")
     return {"metrics": result.epochs[-1] if result.epochs else {}, "best": result.best, "losses": result.losses,
             "curve": result.curve,
             "extra": {"train_seconds": result.seconds, "steps": result.steps, "device": provenance.device(),

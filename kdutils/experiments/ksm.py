@@ -318,4 +318,4 @@ def dynamic_kd(made: common.Bench):
         soft, task = losses.kl(logits[asked], told[asked]), losses.hard(logits, batch["labels"])
         return {"loss": task + soft, "kd": soft, "task": task}
 
-    return distil.Plain(loss)
+    return distil.Plain(loss, whole=True)

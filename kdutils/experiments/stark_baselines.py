@@ -45,7 +45,7 @@ def objective(method: str, made, student, heat: float = 1.0, weight: float = 1.0
     layers, depth = len(student.bert.encoder.layer), len(made.teacher.bert.encoder.layer)
     if method == "PKD":
         return baselines.pkd(told, peakd.pairs(layers, depth), heat * settings.tau, weight * baselines.BETA)
-    asked = bert.cast(made.teacher, distil.compute_dtype(settings.precision, made.device)).eval()
+    asked = bert.cast(made.teacher, bert.compute_dtype(settings.precision, made.device)).eval()
     matched = [*peakd.pairs(layers, depth), (layers, depth)]
     return baselines.ckd(asked, matched, made.task.name, heat, weight)
 
@@ -79,7 +79,7 @@ def takd(spec: Spec, made, heat: float = 1.0, weight: float = 1.0) -> dict:
         layers = baselines.between(settings.layers, depth)
         assistant = bert.keep_layers(made.teacher, layers)
     told = distil.stark_kd(made.signals["train"], heat * settings.tau, weight)
-    common.distil_student(made, assistant, told, spec.seed, evaluate=False)
+    first = common.distil_student(made, assistant, told, spec.seed, evaluate=False)["extra"]
     taught, _ = teachers.taught_by(made, assistant)
     if spec.args["student"] == "pruned":
         student = baselines.inherit(assistant, own, wanted).to(made.device)
@@ -87,7 +87,8 @@ def takd(spec: Spec, made, heat: float = 1.0, weight: float = 1.0) -> dict:
         student = bert.keep_layers(assistant, [layers.index(i) + 1 for i in settings.layers])
     told = distil.stark_kd(taught.signals["train"], heat * settings.tau, weight)
     result = common.distil_student(taught, student, told, spec.seed)
-    result["extra"] |= common.about(taught)
+    both = {name: first[name] + result["extra"][name] for name in ("train_seconds", "steps")}
+    result["extra"] |= both | common.about(taught)
     return result
 
 
@@ -122,7 +123,7 @@ def dynabert(spec: Spec, made, heat: float = 1.0, weight: float = 1.0) -> dict:
     widths = sorted({*dynabert.WIDTHS, width}, reverse=True)
     views = [(dynabert.narrow(wide, w), every) for w in widths]
     stage = dynabert.Elastic(views, made.teacher, weight * dynabert.HIDDEN[0], heat)
-    distil.train(wide, made.data.train, stage, settings, seed=spec.seed)
+    first = distil.train(wide, made.data.train, stage, settings, seed=spec.seed)
     deep = dynabert.cut(wide, width)
     own = every if pruned else settings.layers
     depths = dict.fromkeys([tuple(every), baselines.between(settings.layers, len(every)), settings.layers])
@@ -131,6 +132,7 @@ def dynabert(spec: Spec, made, heat: float = 1.0, weight: float = 1.0) -> dict:
     judge = distil.evaluator(made.task, made.data.evaluation, made.signals)
     result = distil.train(deep, made.data.train, stage, settings, seed=spec.seed,
                           evaluate=lambda model, last: judge(dynabert.shallow(model, own), last))
+    result = replace(result, seconds=first.seconds + result.seconds, steps=first.steps + result.steps)
     return common.outcome(result, widths=widths, depths=[len(d) for d in depths], dtype="float32",
                           student_parameters=bert.counts(dynabert.shallow(deep, own))["encoder"])
 

@@ -22,12 +22,6 @@ SCORE_BATCH = 32
 SHORT = {"smoke": {"epochs": 1}}  # changes of settings, so that a chapter with so many methods stays quick
 
 
-def _write(tensors: dict, path: Path) -> None:
-    from kdutils import checkpoints
-
-    checkpoints.write({name: value.contiguous().cpu() for name, value in tensors.items()}, path)
-
-
 def timed(make: Callable) -> tuple:
     """What `make()` returns, and the seconds it took, to the end of what it left running on a GPU."""
     import torch
@@ -43,16 +37,17 @@ def remembered(kind: str, about: str, make: Callable[[], dict]) -> tuple[dict, f
     """The tensors that `make()` returns, by name, kept on disk under `kind`, the recipe and the text `about` that
     decides them, and the seconds that making them took; None for those of an older file that does not say."""
     import torch
-    from safetensors.torch import load_file
+
+    from kdutils import checkpoints
 
     key = hashlib.sha256(f"{RECIPE} {about}".encode()).hexdigest()[:24]
     path = common.cache() / f"{kind}-{key}.safetensors"
     if processes.agreed(not path.exists()):
         made, took = timed(make)
         if processes.first():
-            _write(made | {"seconds": torch.tensor(took, dtype=torch.float64)}, path)
+            checkpoints.write(made | {"seconds": torch.tensor(took, dtype=torch.float64)}, path)
         processes.agreed(None)  # the others wait for the file: their own sums may differ in the last digit
-    found = load_file(path)
+    found, _ = checkpoints.read(path)
     took = found.pop("seconds", None)
     return found, None if took is None else float(took)
 
@@ -79,10 +74,11 @@ def trial(spec: Spec) -> Spec:
 
 def leave_logits(spec: Spec, made, student) -> None:
     """Keep what others need of a trial student: its logits on the rows that score a teacher."""
-    from kdutils import teacher
+    from kdutils import checkpoints, teacher
 
     rows = made.data.evaluation
-    _write({name: teacher.ask(student, rows[name]).logits for name in SPLITS.values()}, Store().model_path(spec))
+    said = {name: teacher.ask(student, rows[name]).logits for name in SPLITS.values()}
+    checkpoints.write(said, Store().model_path(spec))
 
 
 def scores(spec: Spec, made) -> tuple:
@@ -101,10 +97,10 @@ def scores(spec: Spec, made) -> tuple:
 
 def _scored_on(spec: Spec, made) -> tuple:
     """The trial student, by its kept logits, and the batches that the spec's protocol scores the teacher on."""
-    from safetensors.torch import load_file
+    from kdutils import checkpoints
 
     split = SPLITS[spec.args.get("protocol", "clean")]
-    logits = load_file(common.weights(trial(spec)))[split].to(made.device)
+    logits = checkpoints.read(common.weights(trial(spec)))[0][split].to(made.device)
     batches = made.data.evaluation[split].batches(SCORE_BATCH, device=made.device)
     return lambda batch: logits[batch["index"]], batches
 
@@ -117,9 +113,12 @@ def sparse_teacher(spec: Spec, made) -> tuple:
     from kdutils import stark
 
     args = spec.args
-    kind, share = args["scores"], args["sparsity"]
+    kind, share, lam = args["scores"], args["sparsity"], args.get("lam", 0.5)
     if spec.method == "STARK-unstructured":
-        weights, took = timed(lambda: stark.score_weights(made.teacher, *_scored_on(spec, made), made.settings.tau))
+        if kind != "knowledgeable":
+            raise ValueError(f"scores: got {kind!r} for STARK-unstructured; allowed: knowledgeable")
+        weights, took = timed(lambda: stark.score_weights(
+            made.teacher, *_scored_on(spec, made), made.settings.tau, lam))
         pruned = stark.sparsify_weights(made.teacher, weights, share)
         layers = [torch.cat([w.flatten() for w in layer]) for layer in stark.weight_matrices(pruned)]
         return pruned, {"zeros": [float((layer == 0).float().mean()) for layer in layers], "score_seconds": took}
@@ -129,7 +128,7 @@ def sparse_teacher(spec: Spec, made) -> tuple:
         ranks, took = timed(lambda: stark.random_scores(made.teacher, spec.seed))
     else:
         found, took = scores(spec, made)
-        ranks = found.knowledgeable(LAMBDAS.get(kind, args.get("lam", 0.5)))
+        ranks = found.knowledgeable(LAMBDAS.get(kind, lam))
     pruned = stark.sparsify(made.teacher, *ranks, share)
     return pruned, where(*ranks, (share, share)) | {"score_seconds": took}
 
