@@ -154,6 +154,11 @@ def on_tasks(formula: dict[str, Any], metrics: dict[str, str], data: dict[str, A
     return float(np.mean(sides[0]) - np.mean(sides[1])) if known else np.nan
 
 
+def printed_tasks(formula: dict[str, Any], metrics: dict[str, str], data: dict[str, Any] | None = None) -> list[str]:
+    """Those of the tasks, {task: metric}, on which the paper prints a `difference` (see `on_tasks`)."""
+    return [task for task in metrics if not np.isnan(on_tasks(formula, {task: metrics[task]}, data))]
+
+
 def _mean(refs: list[str], data: dict[str, Any]) -> float:
     parts = [[cell(ref, data)] if _row(ref, data)[2] else task_cells(ref, data) for ref in refs]
     return float(np.mean(np.concatenate(parts)))

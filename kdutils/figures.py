@@ -29,6 +29,7 @@ from kdutils.records import MissingRuns, Record, Spec, Store, command_for, ensur
 from kdutils.tasks import readable
 
 DASH = "–"
+PERCENT = "\N{NO-BREAK SPACE}%"  # on one line with its number
 NATURAL = ("nll", "entropy", "mse")  # measures in their own units; all others are fractions, shown in points
 COLOURS = sns.color_palette("colorblind")
 INK = "#333333"
@@ -156,10 +157,16 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
     return text.replace("-", "−") if float(text) else text.lstrip("+-")
 
 
+def percent(share: float) -> str:
+    """A share in whole percent."""
+    return f"{100 * share:.0f}{PERCENT}"
+
+
 # -------------------------------------------------------------------------------------------------- tables and numbers
 
 
 WHOLE = re.compile(r"<td>((?=[^<]*\d)[^<A-Za-z]{1,28}|[A-Z]+-\w)</td>")  # kept on one line: numbers, a task like STS-B
+LONG = re.compile(r"<td>((?=\S+\s)[^<]{40,})</td>")  # a sentence, which needs some width
 FIRST = re.compile(r"(<tr>\s*)<td[^>]*>(.*?)</td>", re.DOTALL)
 
 
@@ -176,15 +183,19 @@ class Table:
         if max(spans) > 1:
             left = iter([span if i == 0 else 0 for span in spans for i in range(span)])
             html = FIRST.sub(lambda row: row[1] + self._first(row[2], next(left)), html)
-        html = WHOLE.sub(r'<td class="whole">\1</td>', html)
-        return html.replace("<thead>", f"<caption>{escape(self.caption)}</caption>\n<thead>", 1)
+        html = LONG.sub(r'<td class="long">\1</td>', WHOLE.sub(r'<td class="whole">\1</td>', html))
+        return html.replace("<thead>", f"<caption>{escape(self._sentence)}</caption>\n<thead>", 1)
+
+    @property
+    def _sentence(self) -> str:
+        return self.caption.rstrip(".") + "."
 
     @staticmethod
     def _first(text: str, span: int) -> str:
         return f'<th scope="rowgroup" rowspan="{span}">{text}</th>' if span else ""
 
     def __repr__(self) -> str:
-        return f"{self.caption}\n{self.data.to_string(index=False)}"
+        return f"{self._sentence}\n{self.data.to_string(index=False)}"
 
 
 def table(data: pd.DataFrame, caption: str, digits: int = 1) -> None:
@@ -224,7 +235,9 @@ def style() -> None:
         "figure.facecolor": "white", "axes.edgecolor": "#888888", "axes.labelcolor": INK, "text.color": INK,
         "xtick.color": INK, "ytick.color": INK, "grid.color": "#e6e6e6", "axes.spines.top": False,
         "axes.spines.right": False, "legend.frameon": False, "font.size": 10, "axes.titlesize": 11,
-        "axes.labelsize": 10, "figure.constrained_layout.use": True,
+        "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
+        "figure.constrained_layout.use": True, "figure.constrained_layout.h_pad": 0.08,
+        "figure.constrained_layout.w_pad": 0.06,
     })
 
 
@@ -282,6 +295,7 @@ def forest(ax, estimates: dict[str, dict]) -> None:
         ends = [[found["effect"] - found["low"]], [found["high"] - found["effect"]]]
         bars = None if np.isnan(ends).any() else ends
         ax.errorbar([found["effect"]], [row], xerr=bars, fmt="o", color=COLOURS[0], capsize=3, markersize=6)
+    ax.locator_params(axis="x", nbins=7)  # signed decimals are wide
     _rows(ax, [f"{name} (n = {found['n']})" for name, found in estimates.items()])
 
 

@@ -158,14 +158,16 @@ def compared(table: pd.DataFrame, first: str) -> pd.DataFrame:
 
 
 def printed(table: str, only: Iterable[str] = ()) -> pd.DataFrame:
-    """A table of a paper, as it is printed; of the tasks `only`, where it has any of them."""
+    """A table of a paper, as it is printed; of the tasks `only`, in their order, where it has any of them."""
+    only = list(only)
     whole = claims.published().query("table == @table")
     some = whole[whole["task"].isin([*only, "all"])]
     found = some if some["task"].nunique() > 1 else whole
     names = {"all average": "average", "all parameters-millions": "parameters, millions"}
     column = (found["task"] + " " + found["metric"]).replace(names)
     wide = found.assign(column=column).pivot_table(index="row", columns="column", values="value", sort=False)
-    return wide.reset_index().rename_axis(columns=None)
+    order = sorted(wide, key=lambda name: only.index(task) if (task := name.split()[0]) in only else len(only))
+    return wide[order].reset_index().rename_axis(columns=None)
 
 
 # --------------------------------------------------------------------------------------------------------------- claims
@@ -180,19 +182,24 @@ def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
             continue
         *_, found = verdicts.judge(data, claim, profile)
         paper = claims.evaluate(claim["paper_effect"]) if claim.get("paper_effect") else math.nan
+        r = claim["kind"] == "correlation"  # whose interval is not symmetric
+        ours = said(found)
+        if r and found["n"]:
+            ours = f"{summary.interval(found['effect'], found['low'], found['high'], 2)} ({found['n']})"
         rows[claim["id"]] = {
-            "claim": claim["sentence"], "the paper": figures.number(paper, sign=True),
-            summary.LIKE: like(found), "ours": said(found),
+            "claim": claim["sentence"], "the paper": figures.number(paper, 1 + r, sign=True), summary.LIKE: like(found),
+            "ours": ours,
             "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def like(found: dict) -> str:
-    """The effect of a judged claim in the paper's own metric, with half its interval."""
+    """The effect of a judged claim in the paper's own metric, with half its interval and, where the paper prints only
+    some of the pooled tasks, the tasks it is on."""
     half = (found.get("like_high", math.nan) - found.get("like_low", math.nan)) / 2
     text = figures.number(found.get("like_effect"), sign=True)
-    return text if math.isnan(half) else f"{text} ± {figures.number(half)}"
+    return text if math.isnan(half) else f"{text} ± {figures.number(half)}{summary.some_tasks(found)}"
 
 
 def seen(data: pd.DataFrame, claim: str, profile: str) -> str:

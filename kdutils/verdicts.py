@@ -234,6 +234,17 @@ def in_the_papers_metric(data: pd.DataFrame, claim: dict, names: Iterable[str]) 
     return paired(_over_tasks([on_task(data, claim | {"measure": PAPER}, task)[0] for task in names]))
 
 
+def _beside_the_paper(data: pd.DataFrame, claim: dict, pooled: list[str]) -> dict[str, Any]:
+    """The paper's effect (`paper_here`) and ours in its metric (`like_...`) on those of the pooled tasks that it prints
+    (`like_tasks`); where it prints none of them, ours on all."""
+    formula, metrics = claim.get("paper_effect") or {}, {task: papers_metric(claim, task) for task in pooled}
+    shared = published.printed_tasks(formula, metrics)
+    ours = in_the_papers_metric(data, claim, shared or pooled)
+    here = published.on_tasks(formula, {task: metrics[task] for task in shared})
+    return {"like_tasks": tuple(shared or pooled), "paper_here": here} | {
+        f"like_{name}": ours[name] for name in ("effect", "low", "high")}
+
+
 def _over_tasks(by_task: list[pd.Series]) -> pd.Series:
     """Each seed's mean over tasks, for the seeds that all have."""
     return pd.concat(by_task, axis=1).dropna().mean(axis=1) if by_task else pd.Series(dtype=float)
@@ -263,14 +274,16 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
     null = -claim.get("margin", 0.0)
     known = profiles.task_names(profile)
     planned = [task for task in claim["tasks"] if task in known] or known
-    fixed = {"claim": claim["id"], "planned": claim["seeds"]}
+    deciding = [task for task in planned if (profile, task) not in CANNOT_DECIDE]
+    fixed = {"claim": claim["id"], "planned": claim["seeds"], "planned_tasks": len(deciding)}
     if claim["kind"] == "correlation":
         on, estimate = _correlated(data, claim, planned)
-        return [fixed | {"task": "pooled", "tasks": tuple(on), "verdict": verdict(estimate)} | estimate]
+        row = {"task": "pooled", "tasks": tuple(on), "like_tasks": (), "verdict": verdict(estimate)}
+        return [fixed | row | estimate]
     rows, kept = [], {}
     for task in known:
         pairs, estimate = on_task(data, claim, task)
-        decides = task in planned and (profile, task) not in CANNOT_DECIDE
+        decides = task in deciding
         if decides and estimate["n"] >= FEWEST:
             kept[task] = pairs, estimate
         if estimate["n"]:
@@ -283,18 +296,17 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
     few = not kept and any(row["task"] in planned for row in rows)  # runs, but nowhere five seeds
     said = "undecided" if few or (kept and not pooled["n"]) else verdict(pooled, null)  # tasks may share no seed
     if few:  # no estimate, but the most seeds that a task which can decide has reached
-        deciding = [row["n"] for row in rows if row["task"] in planned and (profile, row["task"]) not in CANNOT_DECIDE]
-        pooled |= {"n": max(deciding, default=0)}
-    like = in_the_papers_metric(data, claim, kept)
-    pooled |= {f"like_{name}": like[name] for name in ("effect", "low", "high")}
+        pooled |= {"n": max((row["n"] for row in rows if row["task"] in deciding), default=0)}
+    pooled |= _beside_the_paper(data, claim, list(kept))
     return [*rows, fixed | {"task": "pooled", "tasks": tuple(kept), "verdict": said} | pooled]
 
 
-def verdicts(data: pd.DataFrame, profile: str, book: dict | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(one row a claim, one row a claim and task). The first has the paper's effect, as printed and on the tasks pooled
-    here (`paper_here`), ours pooled over tasks, its interval, p and Holm's p over all claims, verdict, verdict after
-    Holm, seeds planned and reached (n), and ours with its interval in the paper's metric (`like_...`)."""
-    book = book or published.load()
+def verdicts(data: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(one row a claim, one row a claim and task). The first has the paper's effect as printed, ours pooled over tasks,
+    its interval, p and Holm's p over all claims, verdict, verdict after Holm, seeds planned and reached (n), tasks
+    planned, and on those of the pooled tasks that the paper prints (`like_tasks`) its effect (`paper_here`) and ours
+    with its interval in its metric (`like_...`)."""
+    book = published.load()
     rows = [row for claim in book["claims"] for row in judge(data, claim, profile)]
     table = pd.DataFrame(rows).drop(columns="df", errors="ignore")
     told = pd.DataFrame(
@@ -306,9 +318,6 @@ def verdicts(data: pd.DataFrame, profile: str, book: dict | None = None) -> tupl
     )  # fmt: skip
     told.insert(0, "number", range(1, len(told) + 1))
     pooled = told.merge(table[table["task"] == "pooled"].drop(columns="task"), on="claim")
-    pooled["paper_here"] = [
-        published.on_tasks(c.get("paper_effect") or {}, {t: papers_metric(c, t) for t in on}, book)
-        for c, on in zip(book["claims"], pooled["tasks"], strict=True)]
     decided = pooled["verdict"].isin(("holds", "contradicted", "undecided")) & (pooled["n"] >= FEWEST)
     pooled["p_holm"] = holm(pooled["p"].where(decided))
     survives = pooled["p_holm"] < 1 - LEVEL

@@ -155,7 +155,9 @@ def test_targets_are_judged_from_records():
     apart["task"] = "sst2"  # whose verdicts read accuracy
     busy = [record("training", [ours], load=4.0), record("replicas", pack, gpu=True), apart]
     assert cost_page.targets(busy)["met"].tolist() == ["yes", "no", "no", "yes", "not measured", "yes", "yes"]
-    assert cost_page.in_short(busy)["pack"] == "20.0 (a machine, 2 threads, float32)"
+    assert cost_page.in_short(busy)["pack"] == "20.0 (a machine)"
+    more = record("replicas", pack, gpu=True) | {"threads": 4}  # the same machine: its name alone is not enough
+    assert cost_page.in_short([*busy, more])["pack"].endswith("and 20.0 (a machine, 4 threads, float32)")
     assert cost_page.in_short([])["scoring"] == "not measured yet"
 
 

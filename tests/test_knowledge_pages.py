@@ -2,6 +2,7 @@
 
 import itertools
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -83,7 +84,7 @@ def test_luck_is_best_worst_and_spread():
     assert first["range"] == pytest.approx(30) and first["sd"] == pytest.approx(15.2753, abs=1e-3)
     low, high = luck_page.best_of(3, 408, 0.7)
     assert first["range of equals"] == pytest.approx(100 * (high - low))
-    assert null["policy"] == "fixed knowledge" and np.isnan(null["sd"]) and null["range of equals"] == pytest.approx(0)
+    assert null["policy"] == "seeds alone" and np.isnan(null["sd"]) and null["range of equals"] == pytest.approx(0)
 
 
 def test_a_sequence_that_only_was_lucky_falls_back():
@@ -99,6 +100,35 @@ def test_a_sequence_that_only_was_lucky_falls_back():
     assert middle["replayed"] == best["replayed"]
     found = luck_page.stays_lucky(data, "mrpc")
     assert found["effect"] == pytest.approx(0) and found["n"] == 3
+    assert luck_page.stays_lucky_in_words(data) == "0.0 (3) on MRPC"
+    assert luck_page.stays_lucky_in_words(data[:3]) == "–"
+
+
+def test_random_selection_may_be_worse_on_average_and_its_best_no_better():
+    rows = [run("fixed-seed", s, 0.40 + s / 100) for s in range(5, 10)]
+    rows += [run("Random-All", s, 0.38 + s / 100 + s % 2 / 1000, draw=s) for s in range(12)]
+    rows += [run("Random-One", s, 0.40 + s / 100 + (s % 2 - 0.5) / 100, draw=s) for s in range(10)]
+    told = luck_page.beside_fixed(measured(rows))
+    assert told.startswith("on mrpc Random-All less seeds alone is −1.94 ± 0.07 (5) points (clear of zero: worse), "
+                           "Random-One less seeds alone is +0.10 ± 0.68 (5) points, and")
+    assert told.endswith("the best of the first 5 runs has: Random-All 42.0, Random-One 43.5, seeds alone 49.0")
+    assert luck_page.beside_fixed(measured(rows[:5])) == ""
+
+
+def test_methods_have_their_readers_names():
+    rows = [run("fixed", 0, 0.3), run("fixed-4L", 0, 0.3), run("fixed-seed", 5, 0.3), run("fixed", 0, 0.3, task="sst2")]
+    table = probes_page.counts(measured(rows)).set_index("method")
+    assert sorted(table.index) == ["fixed", "fixed, 4 layers", "seeds alone"]
+    assert table.loc["fixed", ["mrpc", "sst2"]].tolist() == [1, 1]
+    names = {"KSM-soft-2L": "soft KSM, 2 layers", "vanilla-KD-augmented": "vanilla KD, changed copies",
+             "finetune-repeated": "fine-tuning, unchanged copies", "PKD": "PKD", "transfer-2L": "transfer, 2 layers"}
+    assert {name: ksm_page.called(name) for name in names} == names
+    assert ksm_page.counts(selectors())["mrpc"].tolist() == [5] * len(ksm_page.METHODS)
+
+
+def test_trials_with_another_teacher_are_no_teachers_of_the_runs():
+    rows = [run("fixed", 0, 0.3), run("tuning", 900, 0.3, extra_teacher_test_matthews=0.9)]
+    assert probes_page.marks(measured(rows)) == "mrpc: teacher 50.0, constant answer 0.0"
 
 
 def on_rte(method, seed, dev, held, **more):
@@ -229,8 +259,13 @@ def test_slopes_over_the_whole_of_training_and_what_the_shares_explain():
     data = draws(60, lambda s, rng: 0.3 + 0.10 * s["FinK"][0] - 0.20 * s["RelK"][2] + rng.normal(0, 0.002))
     table = probes_page.whole(data).set_index("type")
     assert list(table.index) == list(TYPES) and table.loc["RelK", "one step in ten more"].startswith("−")
-    explains = f"on mrpc the twelve shares explain {100 * probes_page.explained(data, 'mrpc'):.0f} % of the variance"
+    part = probes_page.explained(data, "mrpc")
+    explains = f"on mrpc adjusted R² is {part:.2f}: the twelve shares explain {100 * part:.0f} % of the variance"
     assert probes_page.explained_in_words(data).startswith(explains)
+    noise = draws(20, lambda s, rng: rng.normal(0.3, 0.02), seed=1)
+    assert probes_page.explained(noise, "mrpc") < 0
+    told = probes_page.explained_in_words(noise)
+    assert told.startswith("on mrpc adjusted R² is −0.") and told.endswith("explain nothing beyond chance")
     assert probes_page.whole(data[:3]).empty and probes_page.explained_in_words(data[:3]) == ""
 
 
@@ -278,8 +313,8 @@ def test_variants_stay_out_of_the_main_comparison():
     data = selectors(some=variants)
     assert [len(ksm_page.of(data, "KSM-soft", "mrpc", **change)) for change in ({}, {"exploration": False})] == [5, 5]
     found = ksm_page.against(data)["mrpc"]
-    assert found["KSM-hard"]["effect"] == pytest.approx(1.0) and found["vanilla-KD"]["effect"] == pytest.approx(8.0)
-    assert found["constant"]["n"] == 5 and found["tuned-constant"]["effect"] == pytest.approx(2.0)
+    assert found["hard KSM"]["effect"] == pytest.approx(1.0) and found["vanilla KD"]["effect"] == pytest.approx(8.0)
+    assert found["constant"]["n"] == 5 and found["tuned constant"]["effect"] == pytest.approx(2.0)
     (row,) = ksm_page.ablations(data).to_dict("records")
     assert row == {"soft KSM minus the same": "without the exploration reward", "mrpc": "−51.0 ± 0.2 (5)"}
     verdicts = judged(data, "06_ksm", "mini")["verdict"]
@@ -306,8 +341,9 @@ def test_what_random_actions_gain_without_an_actor():
 
 def test_the_main_table_ends_with_the_teacher_and_a_constant_answer():
     table = ksm_page.rebuilt(selectors()).set_index("method")
-    assert list(table.index) == [*ksm_page.METHODS, "teacher", "constant answer"]
-    assert table.loc["finetune", "mrpc matthews"].startswith("30.0") and table.loc["teacher", "mrpc matthews"] == "50.0"
+    assert list(table.index) == [*map(ksm_page.called, ksm_page.METHODS), "teacher", "constant answer"]
+    assert table.loc["fine-tuning", "mrpc matthews"].startswith("30.0")
+    assert table.loc["teacher", "mrpc matthews"] == "50.0"
 
 
 def on_sst2(method, seed, score, **more):
@@ -331,7 +367,7 @@ def test_students_of_the_other_depth_are_told_by_their_layers():
     data = measured([*rows, *(on_sst2(f"{m}-2L", 0, 0.7, layers=2) for m in ("PKD", "KSM-soft"))], ksm_page)
     assert ksm_page.other(data, "sst2") == 2 and ksm_page.other(data[:2], "sst2") is None
     deeper = ksm_page.rebuilt(data, deeper=True)
-    assert deeper.to_dict("list") == {"method": ["PKD", "KSM-soft"], "sst2, 2 layers": ["70.0 (1)"] * 2}
+    assert deeper.to_dict("list") == {"method": ["PKD", "soft KSM"], "sst2, 2 layers": ["70.0 (1)"] * 2}
     assert ksm_page.rebuilt(data[:2], deeper=True).empty
     assert ksm_page.at_another_depth(data) == ""  # PKD is none of the three
     rival = on_sst2("vanilla-KD-2L", 0, 0.65, layers=2)
@@ -389,7 +425,8 @@ def test_episodes_and_rewards_of_stage_one():
     assert each[["episode", "nll"]].to_numpy().tolist() == [[1, 1.0], [2, 2.0]]
     table = ksm_page.rewards(data).set_index("reward")
     assert table.loc["loss", "mean / deviation"] == pytest.approx(0.3 / np.std([0.2, 0.4, 0, 0.6]))
-    assert table[["above zero, %", "exactly zero, %", "phases"]].to_numpy().tolist() == [[75, 25, 4], [0, 50, 2]]
+    assert table[["above zero, %", "exactly zero, %"]].to_numpy().tolist() == [["75", "25"], ["0", "50"]]
+    assert table["phases"].tolist() == [4, 2]
     assert ksm_page.steadiness(data).startswith("on sst2 the reward from loss is the steadiest")
     assert ksm_page.deviation(data, phase=2)["sst2"] == pytest.approx(np.std([0.2, 0.4, 0, 0.6]) / 2)
     assert "0.1118 on average, so that exploration weighs about 10 times less" in ksm_page.proportion(data, phase=2)
@@ -427,13 +464,34 @@ def test_actions_move_within_a_run_or_between_runs():
     assert len(ksm_page.actions(measured([old], ksm_page))) == 80
 
 
-def test_what_selects_nothing_stands_beside_soft_ksm_over_dynamic_kd():
-    scores = {"KSM-soft": 0.33, "constant": 0.32, "Random-Soft": 0.34, "Dynamic-KD": 0.30}
-    rows = [run(method, seed, value + seed / 100) for method, value in scores.items() for seed in range(3)]
-    assert ksm_page.unselective(measured(rows, ksm_page)) == (
-        "on mrpc, points over Dynamic KD: soft KSM +3.0 (3), a constant weighting +2.0 (3), random soft "
-        "actions +4.0 (3)")
-    assert ksm_page.unselective(measured(rows[:9], ksm_page)) == ""
+def test_what_selects_nothing_stands_beside_soft_ksm_over_rivals_with_other_losses():
+    scores = {"KSM-soft": 0.33, "constant": 0.32, "Random-Soft": 0.34, "Dynamic-KD": 0.30, "PKD": 0.335}
+    rows = [run(method, seed, value + seed / 100 + (2 * seed + 3 * i) % 5 / 1000)
+            for i, (method, value) in enumerate(scores.items()) for seed in range(5)]
+    data = measured(rows, ksm_page)
+    table = ksm_page.unselective(data)
+    assert table["points over"].tolist() == ["PKD", "Dynamic KD"], "vanilla KD has no runs"
+    shown = [cell[:4] for cell in table.iloc[1][["soft KSM", "constant", "Random-Soft"]]]
+    assert shown == ["+3.0", "+2.0", "+4.0"]
+    assert ksm_page.without_an_actor(data) == (
+        "on mrpc constant beats Dynamic KD, clear of zero; on mrpc Random-Soft beats PKD and Dynamic KD, clear of zero")
+    few = measured([row for row in rows if row["seed"] < 3], ksm_page)
+    assert len(ksm_page.unselective(few)) == 2 and ksm_page.without_an_actor(few) == "", "three seeds"
+    assert ksm_page.unselective(measured(rows[:5], ksm_page)).empty
+
+
+def test_lines_have_intervals_side_by_side():
+    rows = [{"task": task, "method": method, "seed": seed, "episode": episode, "nll": episode + seed / 10}
+            for task in ("mrpc", "sst2") for method in ("a", "b") for seed in range(3) for episode in (1, 2, 3)]
+    fig = ksm_page.lines(pd.DataFrame(rows), "episode", "nll", "method", "episode", "cross-entropy")
+    assert [ax.get_title() for ax in fig.axes] == ["MRPC (n = 3)", "SST-2 (n = 3)"]
+    bars = [bar.lines[0].get_xdata()[0] for bar in fig.axes[0].containers]
+    assert len(bars) == 6 and len(set(bars)) == 6 and [round(at) for at in bars] == [1, 2, 3] * 2
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["a", "b"]
+    plt.close(fig)
+    none = ksm_page.lines(pd.DataFrame(rows)[:0], "episode", "nll", "method", "episode", "cross-entropy")
+    assert none.axes[0].texts[0].get_text() == "no runs yet"
+    plt.close(none)
 
 
 def test_trials_of_a_constant_show_the_weighting_that_is_taken():
@@ -450,8 +508,8 @@ def test_augmented_students_stand_beside_those_of_as_many_steps():
             for kind, score, steps, copies in (("", 0.30, 300, None), ("-repeated", 0.34, 900, 2.0),
                                                ("-augmented", 0.35, 900, 2.0)) for s in range(5)]
     table = ksm_page.augmented(measured(rows, ksm_page))
-    assert table["steps"].tolist() == ["300", "900", "900"] and table["rows"].iloc[1] == "and unchanged copies"
-    assert [cell[:4] for cell in table["minus the task's"]] == ["–", "+4.0", "+5.0"]
+    assert table["steps"].tolist() == ["300", "900", "900"] and table["rows"].iloc[1] == "with copies, unchanged"
+    assert [cell[:4] for cell in table["minus the task's, same seed"]] == ["–", "+4.0", "+5.0"]
     assert ksm_page.augmented(measured(rows[:5], ksm_page)).empty
 
 

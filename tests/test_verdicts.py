@@ -465,19 +465,18 @@ def test_all_claims_without_records_and_with_a_few():
     assert row["p_holm"] == pytest.approx(min(1, row["p"] * len(table)))
     assert by_task["task"].tolist() == ["mrpc"]
     (alone,) = summary.apart(by_task, table).to_dict("records")
-    assert [alone[k] for k in ("no.", "claim", "task", "n", "verdict")] == [
-        row["number"], "KD beats fine-tuning", "MRPC", "5/5", "holds"] and alone["ours"].startswith("+1.6\u00a0[")
+    assert [alone[k] for k in ("claim", "task", "n", "verdict")] == [
+        f"{row['number']}. KD beats fine-tuning", "MRPC", "5/5", "holds"] and alone["ours"].startswith("+1.6\u00a0[")
     text = summary.shown(table).set_index("no.").loc[row["number"]]
-    assert (text["paper"], text["n"], text["Holm"]) == ("+0.1", "5/5", "no")
+    assert (text["paper"], text["n"], text["Holm"]) == ("+0.1", "5/5, 1 of 3 tasks", "no")
     assert text["chapter"] == "02_stark#beside-the-paper-s-table"
     assert text["ours"] == f"+1.6\u00a0[+{row['low']:.1f},\u00a0+{row['high']:.1f}]"
 
 
 @pytest.mark.parametrize(("printed", "here", "said"), [
-    (1.0, np.nan, "yes"), (3.0, np.nan, "no, ours smaller"), (-1.0, np.nan, "no, ours larger"),
-    (3.0, 1.0, "yes"), (1.0, 3.0, "no, ours smaller"), (np.nan, np.nan, "–")])  # fmt: skip
+    (1.0, np.nan, "–"), (-1.0, -1.0, "no, ours larger"), (3.0, 1.0, "yes"), (1.0, 3.0, "no, ours smaller")])
 def test_whether_our_interval_holds_the_papers_effect(printed, here, said):
-    """That on the same tasks, where the paper prints them."""
+    """That on the tasks that both have, and on no others."""
     row = pd.Series({"paper_effect": printed, "paper_here": here, "like_low": 0.5, "like_high": 2.0})
     assert summary.against_the_paper(row) == said
     row["like_low"] = np.nan
@@ -488,7 +487,9 @@ def test_numbers_in_text_have_a_true_minus_and_no_signed_zero():
     said = [figures.number(x, sign=True) for x in (1.25, -0.34, 0.04, -0.04, np.nan)]
     assert said == ["+1.2", "−0.3", "0.0", "0.0", "–"] and figures.number(-0.04) == "0.0"
     assert figures.number(-0.04, 2) == "−0.04"
-    assert summary.interval(1.0, -0.01, 2.0) == "+1.0\u00a0[0.0,\u00a0+2.0]"
+    assert summary.interval(1.0, 0.0, 2.0) == "+1.0\u00a0[0.0,\u00a0+2.0]"
+    assert summary.interval(1.0, -0.04, 2.0) == "+1.0\u00a0[−0.04,\u00a0+2.0]"  # a verdict hangs on its sign
+    assert summary.interval(0.5, 0.004, 0.9, 2) == "+0.50\u00a0[+0.004,\u00a0+0.90]"
     assert summary.interval(1.0, np.nan, np.nan) == "+1.0"
 
 
@@ -498,19 +499,40 @@ def test_a_table_of_claims_in_three_columns_less():
                          summary.LIKE: ["+2.0", "+0.9", "–"], summary.INSIDE: ["no, ours larger", "yes", "–"]})
     made = summary.merged(text)
     assert made.to_dict("list") == {
-        "claim": ["c"] * 3, "verdict": ["holds †", "undecided", "undecided"], "paper": ["+1.0 (+0.8)", "+1.0", "–"],
+        "claim": ["c"] * 3, "verdict": ["holds\u00a0†", "undecided", "undecided"],
+        "paper": ["+1.0 (+0.8)", "+1.0", "–"],
         summary.LIKE: ["+2.0; ours larger", "+0.9", "–"]}
 
 
-def test_a_claims_effect_by_task_and_the_undecided_that_are_too_small():
-    parts = pd.DataFrame({"claim": ["a", "a", "b"], "task": ["mrpc", "sst2", "stsb"], "effect": [8.0, -0.2, 1.0],
-                          "low": [4.0, -0.5, 0.5], "high": [12.0, 0.1, 1.5], "n": [5, 5, 3]})
-    assert summary.by_task(parts, "a") == (
-        "MRPC +8.0\u00a0[+4.0,\u00a0+12.0]<br>SST-2 −0.2\u00a0[−0.5,\u00a0+0.1]")
-    assert (summary.by_task(parts, "b"), summary.by_task(parts, "c")) == ("STS-B +1.0\u00a0[+0.5,\u00a0+1.5]", "–")
-    table = pd.DataFrame({"verdict": ["undecided"] * 3 + ["holds"], "paper_effect": [1.0, 0.1, np.nan, 9.0],
-                          "paper_here": np.nan, "like_low": -0.5, "like_high": 0.5})
+def test_the_undecided_that_are_too_small_and_what_another_metric_would_decide():
+    table = pd.DataFrame({"verdict": ["undecided"] * 3 + ["holds", "contradicted"], "n": 5, "null": [0, -1, 0, 0, 0],
+                          "paper_here": [1.0, 0.1, np.nan, 9.0, 9.0], "like_low": [-0.5] * 5, "like_high": [0.5] * 5})
     assert summary.ruled_out(table) == (2, 1)
+    assert summary.in_the_papers_metric(table) == (1, 1)  # the one with a margin, and the contradicted one
+    table["like_low"] = np.nan
+    assert summary.in_the_papers_metric(table) == (0, 0)
+
+
+def test_a_claim_says_on_how_many_of_its_tasks_it_was_judged():
+    data = pair("mrpc", [8.0, 8.1, 7.9, 8.2, 7.8])
+    row = judged(data, tasks=["mrpc", "sst2", "rte"])["pooled"]
+    assert (row["tasks"], row["planned_tasks"]) == (("mrpc",), 2)  # RTE never decides
+    assert summary.partial(pd.Series(row)) and not summary.partial(pd.Series(row | {"tasks": ("mrpc", "sst2")}))
+
+
+def test_the_papers_metric_is_compared_on_the_tasks_that_the_paper_prints():
+    """Pea-KD prints MRPC and SST-2, and no STS-B: what SPS gains there has nothing to be held against."""
+    claim = {"paper_effect": {"difference": ["peakd-4/SPS-2/all average", "peakd-4/BERT3/all average"]}}
+    data = pd.concat([pair("mrpc", [8.0, 8.1, 7.9, 8.2, 7.8]), pair("stsb", [20.0, 20.1, 19.9, 20.2, 19.8])],
+                     ignore_index=True).assign(test_f1=lambda runs: 0.8 + 0.25 * runs["test_matthews"])
+    row = judged(data, tasks=["mrpc", "stsb"], **claim)["pooled"]
+    assert (row["tasks"], row["like_tasks"]) == (("mrpc", "stsb"), ("mrpc",))
+    assert (row["effect"], row["like_effect"]) == (pytest.approx(14.0), pytest.approx(2.0))
+    printed = [claims.cell(f"peakd-4/{name}/mrpc f1") for name in ("SPS-2", "BERT3")]
+    assert row["paper_here"] == pytest.approx(printed[0] - printed[1])
+    assert summary.some_tasks(row) == " on MRPC"
+    row = judged(data, tasks=["stsb"], **claim)["pooled"]
+    assert row["like_tasks"] == ("stsb",) and np.isnan(row["paper_here"]) and summary.some_tasks(row) == ""
 
 
 def test_the_gap_between_teacher_and_student_stands_beside_the_papers():
@@ -532,7 +554,7 @@ def test_a_page_table_links_to_the_chapter_and_an_empty_one_says_so(capsys):
     (html,) = shown
     assert '<td><a href="02_stark.html#the-result">02</a></td>' in html
     assert '<td><a href="06_ksm.html#ablations">06</a></td>' in html
-    assert "<caption>Two claims</caption>" in html
+    assert "<caption>Two claims.</caption>" in html
     assert '<td class="whole">−1.2</td>' in html and "<td>–</td>" in html
     assert capsys.readouterr().out == "No runs yet for: No claims\n"
 
@@ -543,14 +565,14 @@ def test_recorded_runs_are_counted_in_the_profiles_order():
     assert table.to_dict("list") == {"chapter": ["01_pilot", "02_stark"], "MRPC": [2, 1], "STS-B": [1, 0]}
 
 
-def test_what_is_missing_names_the_command(monkeypatch, tmp_path):
+def test_what_is_missing_is_counted_by_chapter_and_task(monkeypatch, tmp_path):
     monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
     monkeypatch.setattr(experiments, "CHAPTERS", {"01_pilot": "pilot"})
     specs = [records.Spec("01_pilot", "synthetic", "finetune", "smoke", seed, {"layers": 1}, {}) for seed in (0, 1)]
     monkeypatch.setattr(experiments, "plan", lambda chapter, profile, task: specs)
     (row,) = verdict_page.missing("smoke").to_dict("records")
     assert (row["planned"], row["missing"]) == (2, 2)
-    assert row["command"] == "python -m kdutils.sweep 01_pilot --profile smoke --task synthetic"
+    assert (row["chapter"], row["in commands"]) == ("01_pilot", "--task synthetic")
     for spec in specs:
         Store().put(spec, {"metrics": {}}, 1.0)
     assert verdict_page.missing("smoke").empty

@@ -45,7 +45,7 @@ def show(found: list[dict], part: str, caption: str, digits: int = 2) -> None:
         of_task = f" ({record['task']})" if record["task"] else ""
         rows = pd.DataFrame(record["rows"])
         for name in rows:
-            if name.endswith("hours") or name.startswith(("at once", "minutes")):  # estimates, and counts
+            if name.endswith("hours") or name.startswith(("at once", "minutes", "timed")):  # estimates, and counts
                 rows[name] = rows[name].round().astype("Int64")
         first = [name for name in FIRST if name in rows]
         about = f"{caption}{of_task}: {place(record)}"
@@ -111,12 +111,15 @@ def targets(found: list[dict]) -> pd.DataFrame:
 
 
 def in_short(found: list[dict]) -> dict[str, str]:
-    """The measured value of every target as a text, every place's, by its word."""
+    """The measured value of every target as a text, every place's, by its word; a place by its processor alone where
+    that tells it from the others."""
     table, made = targets(found), {}
     for target in TARGETS:
         seen = table[(table["measure"] == target.name) & table["measured"].notna()]
-        texts = (f"{row.measured:.1f} ({row.where})" for row in seen.itertuples())
-        made[target.word] = "; ".join(texts) or "not measured yet"
+        device = seen["where"].astype(str).str.split(", ").str[0].str.replace("(R)", "").str.removesuffix(" Processor")
+        names = device if device.is_unique else seen["where"]
+        made[target.word] = " and ".join(f"{value:.1f} ({name})" for value, name in zip(seen["measured"], names,
+                                         strict=True)) or "not measured yet"  # fmt: skip
     return made
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from kdutils import figures, tables, tasks, verdicts
 from kdutils.experiments import ksm
 from kdutils.intervals import Estimate
+from kdutils.pages import probes
 from kdutils.pages.probes import TYPES, papers_accuracy
 from kdutils.tables import by_seed, clear, compared, pooled, readable, said, task_names, text, versus
 
@@ -17,6 +18,14 @@ VARIED = ("layers", "multi_phase", "exploration", "proportion", "reward", "phase
           "draw", "largest", "clip")
 METHODS = ("finetune", "vanilla-KD", "PKD", "Dynamic-KD", "Random-Hard", "Random-Soft", "constant", "tuned-constant",
            "KSM-hard", "KSM-soft")
+# As readers know them, beside `probes.NAMES`; where there is nothing here, by their own name.
+NAMES = {"finetune": "fine-tuning", "vanilla-KD": "vanilla KD", "Dynamic-KD": "Dynamic KD", "KSM-hard": "hard KSM",
+         "KSM-soft": "soft KSM", "tuned-constant": "tuned constant", "tune-constant": "trials of constants",
+         "KSM-threshold": "hard KSM, other thresholds", "KSM-literal": "soft KSM, the paper's own updates",
+         "KSM-unpenalised": "soft KSM, no penalty on logits"}
+PLACES = 5  # at which a line's intervals are drawn
+OTHER_LOSSES = ("vanilla-KD", "PKD", "Dynamic-KD")  # rivals whose losses and weights are not those of the selections
+UNSELECTIVE = ("constant", "Random-Soft")  # weightings that select nothing
 ABLATIONS = {"without the exploration reward": {"exploration": False},
              "exploration as large as in the paper": {"proportion": True}, "without phases": {"multi_phase": False},
              "rewarded by accuracy": {"reward": "accuracy"}, "rewarded by F1": {"reward": "f1"},
@@ -41,6 +50,20 @@ def of(data: pd.DataFrame, method: str, task: str, **change) -> pd.DataFrame:
     return verdicts.select(data[data["task"] == task], {"method": method, "args": args})
 
 
+def called(method: str) -> str:
+    """A method as readers know it: KSM-soft-2L is "soft KSM, 2 layers", vanilla-KD-augmented "vanilla KD, changed
+    copies"."""
+    for ending, words in (("-augmented", "changed copies"), ("-repeated", "unchanged copies")):
+        if method.endswith(ending):
+            return f"{called(method.removesuffix(ending))}, {words}"
+    return probes.called(method, NAMES)
+
+
+def counts(data: pd.DataFrame) -> pd.DataFrame:
+    """How many runs of each method there are on each task, ablations and variants with their method."""
+    return probes.counts(data, called)
+
+
 def other(data: pd.DataFrame, task: str) -> int | None:
     """The second student depth of a task, where it has runs."""
     known = data.loc[(data["task"] == task) & data["layers"].notna(), "layers"]
@@ -57,7 +80,7 @@ def rebuilt(data: pd.DataFrame, columns: Iterable[str] = ("score",), deeper: boo
     there = {name: layers for name, layers in there.items() if layers or not deeper}
     rows = []
     for method in METHODS:
-        row = {"method": method}
+        row = {"method": called(method)}
         for name, layers in there.items():
             found = of(data, f"{method}-{layers}L", name, layers=layers) if layers else of(data, method, name)
             row |= {f"{name}, {layers} layers" if layers else headed(name, c): text(found[c]) for c in columns}
@@ -94,22 +117,40 @@ def _marks(data: pd.DataFrame) -> pd.DataFrame:
 def against(data: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
     """Soft KSM minus each rival, paired by seed, by task and rival."""
     rivals = [method for method in METHODS if method != "KSM-soft"]
-    found = {name: {rival: versus(of(data, "KSM-soft", name), of(data, rival, name)) for rival in rivals}
+    found = {name: {called(rival): versus(of(data, "KSM-soft", name), of(data, rival, name)) for rival in rivals}
              for name in task_names(data)}
     kept = {name: {rival: e for rival, e in by_rival.items() if e["n"]} for name, by_rival in found.items()}
     return {name: some for name, some in kept.items() if some}
 
 
-def unselective(data: pd.DataFrame) -> str:
-    """What weightings that select nothing gain over Dynamic KD, beside soft KSM, paired by seed."""
+def unselective(data: pd.DataFrame) -> pd.DataFrame:
+    """What soft KSM, and weightings that select nothing, gain over the rivals that have losses and weights of their
+    own: points, paired by seed."""
+    rows = []
+    for name in task_names(data):
+        for rival in OTHER_LOSSES:
+            gains = {called(m): versus(of(data, m, name), of(data, rival, name)) for m in ("KSM-soft", *UNSELECTIVE)}
+            if all(e["n"] for e in gains.values()):
+                rows.append({"task": name, "points over": called(rival)} | {who: said(e) for who, e in gains.items()})
+    return pd.DataFrame(rows)
+
+
+def without_an_actor(data: pd.DataFrame) -> str:
+    """Which of those rivals weightings that select nothing beat, with five seeds and an interval above zero."""
     told = []
     for name in task_names(data):
-        methods = {"soft KSM": "KSM-soft", "a constant weighting": "constant", "random soft actions": "Random-Soft"}
-        gains = {who: versus(of(data, m, name), of(data, "Dynamic-KD", name)) for who, m in methods.items()}
-        if all(e["n"] for e in gains.values()):
-            parts = ", ".join(f"{who} {said(e)}" for who, e in gains.items())
-            told.append(f"on {name}, points over Dynamic KD: {parts}")
+        beaten = {}
+        for m in UNSELECTIVE:
+            gains = {called(rival): versus(of(data, m, name), of(data, rival, name)) for rival in OTHER_LOSSES}
+            beaten.setdefault(_and(rival for rival, e in gains.items() if clear(e) and e["effect"] > 0), []).append(m)
+        told += [f"on {name} {_and(map(called, some))} {'beat' if len(some) > 1 else 'beats'} {rivals}, clear of zero"
+                 for rivals, some in beaten.items() if rivals]
     return "; ".join(told)
+
+
+def _and(names: Iterable[str]) -> str:
+    *some, last = [*names] or [""]
+    return f"{', '.join(some)} and {last}" if some else last
 
 
 def where(found: dict[str, str]) -> str:
@@ -198,18 +239,18 @@ def trials(data: pd.DataFrame) -> pd.DataFrame:
 
 def augmented(data: pd.DataFrame) -> pd.DataFrame:
     """Students of the task's rows, of augmented rows and, for the same number of steps, of the task's rows repeated,
-    with the steps that each took."""
+    with the steps that each took, and the gain over those of the task's rows, paired by seed."""
     rows = []
     for name in task_names(data):
         for method in ("finetune", "vanilla-KD", "KSM-soft"):
             kinds = {"the task's": of(data, method, name)}
             kinds |= {label: data[(data["task"] == name) & (data["method"] == f"{method}-{kind}")] for label, kind in
-                      (("and unchanged copies", "repeated"), ("and changed copies", "augmented"))}
+                      (("with copies, unchanged", "repeated"), ("with copies, changed", "augmented"))}
             if all(kinds[label].empty for label in list(kinds)[1:]):
                 continue
-            rows += [{"task": name, "method": method, "rows": label, "steps": f"{runs['extra_steps'].mean():,.0f}",
-                      "score": text(runs["score"]),
-                      "minus the task's": said(versus(runs, kinds["the task's"])) if kind else figures.DASH}
+            rows += [{"task": name, "method": called(method), "rows": label,
+                      "steps": f"{runs['extra_steps'].mean():,.0f}", "score": text(runs["score"]),
+                      "minus the task's, same seed": said(versus(runs, kinds["the task's"])) if kind else figures.DASH}
                      for kind, (label, runs) in enumerate(kinds.items()) if len(runs)]
     return pd.DataFrame(rows)
 
@@ -224,7 +265,7 @@ def costs(data: pd.DataFrame) -> pd.DataFrame:
             runs = of(data, method, name)
             if len(runs):
                 first, second = runs["extra_ksm_seconds"].median(), runs["extra_distil_seconds"].median()
-                rows.append({"task": name, "method": method, "vanilla KD, s": plain,
+                rows.append({"task": name, "method": called(method), "vanilla KD, s": plain,
                              "episodes": f"{runs['extra_episodes_run'].mean():.1f}".removesuffix(".0"),
                              "stage one, s": first,
                              "stage two, s": second, "times vanilla KD": (first + second) / plain,
@@ -241,7 +282,8 @@ def episodes(data: pd.DataFrame) -> pd.DataFrame:
     for name in task_names(data):
         for method in ("KSM-soft", "KSM-hard"):
             runs = of(data, method, name)
-            rows += [{"task": name, "method": method, "seed": row["seed"], "episode": i + 1, "nll": -one["quality"]}
+            rows += [{"task": name, "method": called(method), "seed": row["seed"], "episode": i + 1,
+                      "nll": -one["quality"]}
                      for row in runs.to_dict("records") for i, one in enumerate(row["extra_episodes"])]
     return pd.DataFrame(rows, columns=["task", "method", "seed", "episode", "nll"])
 
@@ -257,8 +299,8 @@ def rewards(data: pd.DataFrame) -> pd.DataFrame:
             if values:
                 values = np.array(values)
                 rows.append({"task": name, "reward": kind, "mean / deviation": values.mean() / max(values.std(), 1e-12),
-                             "above zero, %": 100 * np.mean(values > 0), "exactly zero, %": 100 * np.mean(values == 0),
-                             "phases": len(values)})
+                             "above zero, %": f"{100 * np.mean(values > 0):.0f}",
+                             "exactly zero, %": f"{100 * np.mean(values == 0):.0f}", "phases": len(values)})
     return pd.DataFrame(rows)
 
 
@@ -396,12 +438,23 @@ def selective(table: pd.DataFrame) -> str:
 
 
 def lines(data: pd.DataFrame, x: str, y: str, hue: str, xlabel: str, ylabel: str):
-    """A panel a task: mean of `y` over `x` with 95 % intervals over seeds, a line for each `hue`."""
+    """A panel a task: mean of `y` over `x`, a line for each `hue`, and 95 % intervals over seeds at `PLACES` values of
+    `x`, as bars side by side: bands of lines so close would lie on one another."""
     names = task_names(data)
     fig, axes = figures.panels(max(len(names), 1), sharey=figures.scale(y) == 100)  # nats differ too much by task
+    values, groups = np.sort(data[x].unique()), list(dict.fromkeys(data[hue]))
+    step = -(-len(values) // PLACES)
+    aside = dict(zip(groups, np.arange(len(groups)) - (len(groups) - 1) / 2, strict=True))
     for ax, name in zip(axes, names, strict=False):
         some = data[data["task"] == name]
-        figures.curve(ax, some, x, y, hue, legend=name == names[0])
+        some = some.assign(**{x: some[x] + 0.015 * np.ptp(values) * some[hue].map(aside)})
+        figures.curve(ax, some, x, y, hue, hue_order=groups, legend=name == names[0], err_kws={"alpha": 0})
+        for colour, group in zip(figures.COLOURS, groups, strict=False):
+            for at, part in list(some[some[hue] == group].groupby(x))[(step - 1) // 2 :: step]:
+                mean, half, _ = figures.interval(part[y] * figures.scale(y))
+                ax.errorbar([at], [mean], yerr=[half], color=colour, capsize=2, linewidth=1.2)
+        if step == 1:
+            ax.set_xticks(values)
         seeds = some.groupby(hue)["seed"].nunique()  # each line has its own
         said_n = " to ".join(str(n) for n in dict.fromkeys((seeds.min(), seeds.max())))
         ax.set(title=readable(f"{name} (n = {said_n})"), xlabel=xlabel, ylabel=ylabel)

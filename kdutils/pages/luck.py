@@ -11,10 +11,9 @@ from scipy import stats
 
 from kdutils import claims, figures, tables, tasks
 from kdutils.intervals import EMPTY, LEVEL, Estimate, spread
-from kdutils.pages.probes import POLICIES, RANDOM, of, scores
+from kdutils.pages.probes import NAMES, POLICIES, RANDOM, called, of, scores
 from kdutils.tables import readable, said, task_names, text
 
-NAMES = {"fixed-seed": "fixed knowledge"}
 DEV_ROWS = {"rte": 277, "mrpc": 408, "sst2": 872}
 PAPER = ("rte", "sst2")  # the tasks of the paper's probes
 PAPER_REPEATS = 200
@@ -31,19 +30,19 @@ def ranges(data: pd.DataFrame) -> pd.DataFrame:
             if len(values):
                 size, middle = DEV_ROWS.get(name), values.median()
                 low, high = best_of(len(values), size, middle / 100) if size else (math.nan, math.nan)
-                rows.append({"task": name, "policy": NAMES.get(method, method), "n": len(values), "best": values.max(),
+                rows.append({"task": name, "policy": called(method), "n": len(values), "best": values.max(),
                              "median": middle, "worst": values.min(), "range": values.max() - values.min(),
                              "sd": values.std(), "range of equals": (high - low) * 100})
     return pd.DataFrame(rows)
 
 
 def share_of_null(data: pd.DataFrame) -> str:
-    """How much of the range that the binomial null expects fixed knowledge spans, as a clause; nothing without runs."""
+    """How much of the range that the binomial null expects seeds alone span, as a clause; nothing without runs."""
     table = ranges(data)
     same = table[table["policy"] == NAMES["fixed-seed"]].dropna() if len(table) else table
     parts = [f"{row['range'] / row['range of equals']:.0%}".replace("%", " %") + f" of what this null expects on "
              f"{tasks.title(row['task'])}" for row in same.to_dict("records")]
-    return f" (fixed knowledge spans {', '.join(parts)}, in the table of ranges below)" if parts else ""
+    return f" (seeds alone span {', '.join(parts)}, in the table of ranges below)" if parts else ""
 
 
 def best_of(runs: int, rows: int, accuracy: float) -> tuple[float, float]:
@@ -83,6 +82,28 @@ def spreads(data: pd.DataFrame) -> pd.DataFrame:
                          "further from the median": said(spread(values, null)),
                          "variance from selection, %": _range(beyond(values, null))})
     return pd.DataFrame([row for row in rows if row["n"] != "0 and 0"])
+
+
+def beside_fixed(data: pd.DataFrame) -> str:
+    """What random selection gains on average over all four types at every step (the null), paired by seed; and the best
+    by the paper's measure of as many first runs of each."""
+    told = []
+    for name in task_names(data):
+        runs = {method: of(data, method, name).sort_values("seed") for method in POLICIES}
+        gains = {method: tables.versus(runs[method], runs["fixed-seed"]) for method in RANDOM}
+        parts = [f"{m} less seeds alone is {said(e, 2)} points{_worse(e)}" for m, e in gains.items() if e["n"]]
+        if parts:
+            values = {called(method): some["paper"].dropna() for method, some in runs.items() if len(some)}
+            n = min(map(len, values.values()))
+            best = ", ".join(f"{who} {100 * found.iloc[:n].max():.1f}" for who, found in values.items())
+            told.append(f"on {name} {', '.join(parts)}, and by the paper's measure the best of the first {n} runs has: "
+                        + best)
+    return "; ".join(told)
+
+
+def _worse(estimate: Estimate) -> str:
+    """Whether a difference is a loss or a gain, where it is clear of zero."""
+    return f" (clear of zero: {'better' if estimate['effect'] > 0 else 'worse'})" if tables.clear(estimate) else ""
 
 
 def beyond(values: pd.Series, null: pd.Series) -> Estimate:
@@ -136,6 +157,12 @@ def stays_lucky(data: pd.DataFrame, task: str) -> Estimate:
     return tables.versus(*(means[means["was"] == was] for was in ("best", "middle")), "unseen")
 
 
+def stays_lucky_in_words(data: pd.DataFrame) -> str:
+    """The same on each task that has replays."""
+    found = {name: stays_lucky(data, name) for name in task_names(data)}
+    return readable(", ".join(f"{said(e)} on {name}" for name, e in found.items() if e["n"])) or figures.DASH
+
+
 def sequences(data: pd.DataFrame) -> pd.DataFrame:
     """Replays on rows that ranked nothing: standard deviations, in points, between sequences and between the seeds of
     one sequence, and the sequences' share of the two variances, in percent.
@@ -170,14 +197,14 @@ def distributions(data: pd.DataFrame):
         return figures.placeholder()
     fig, axes = figures.panels(1, some["task"].nunique(), height=1.9)
     for ax, (name, part) in zip(axes, some.groupby("task", sort=False), strict=True):
-        order = [NAMES.get(m, m) for m in POLICIES if NAMES.get(m, m) in set(part["method"])]
+        order = [called(m) for m in POLICIES if called(m) in set(part["method"])]
         figures.dots(ax, part, "score", "method", order)
         ax.set(xlabel=readable(f"{name}: {tasks.get(name).verdict_metric}, points"))
     return fig
 
 
 def distributions_in_words(data: pd.DataFrame) -> str:
-    found = {f"{name}, {NAMES.get(method, method)}": scores(data, method, name)
+    found = {f"{name}, {called(method)}": scores(data, method, name)
              for name in task_names(data) for method in POLICIES}
     return tables.listed("Scores of every run by policy.",
                          [f"{label}: {values.min():.1f} to {values.max():.1f}, mean {values.mean():.1f}"

@@ -19,9 +19,14 @@ OPTIONAL = (*USUAL, *TRIED, "threshold", "ptp_epochs", "created", "extra_label_c
 DEPTH = ("PatientKD", "SPS-2", "Pea-KD")  # methods compared at several depths and starts
 MARKED = {"score": "", "paper": "paper_"}  # measures that the teacher and a constant answer have too, by prefix
 LABELS = ("sure, right", "unsure, right", "sure, wrong", "unsure, wrong")
+# Methods and arguments as readers know them (see `called`); where there is nothing here, by their own name.
+NAMES = {"PatientKD": "Patient KD", "SPS-both-swapped": "both passes swapped", "stacked-unshared": "unshared stack",
+         "extra-finetune": "extra fine-tuning", "PTP-crossfit": "PTP cross-fitted",
+         "alpha": "α", "beta": "β", "tau": "τ", "lr": "rate", "batch_size": "batch size"}
 PTP = ("PTP-1", "PTP-2", "Pea-KD", "PTP-slow", "PTP-long", "PTP-crossfit")  # at the usual threshold
 DRAWN = ("SPS-2", "extra-finetune", "Pea-KD", "PTP-slow")  # the starts whose curves are drawn
 NEAR = 0.1  # share of a loss within which others are told to be near it
+PLANNED = "a sweep over the threshold is planned"
 MARGIN = 0.02  # of cross-entropy, by which PTP has to do better than the shares of its labels
 # What two methods differ in -> the two, of which the first has it.
 SHARING = {"running the layers twice": ("SPS-1", "PatientKD"), "exchanging queries and keys": ("SPS-2", "SPS-1"),
@@ -44,6 +49,11 @@ def measured(frame: pd.DataFrame, records: Iterable[Record] = ()) -> pd.DataFram
                            paper_majority="extra_majority_dev_{paper}")
 
 
+def called(name: str) -> str:
+    """A method or an argument as readers know it."""
+    return NAMES.get(name, name)
+
+
 def of(data: pd.DataFrame, method: str, task: str, **args) -> pd.DataFrame:
     """The runs of a method on a task, at the chapter's usual depth and start unless `args` say otherwise."""
     return verdicts.select(data[data["task"] == task], {"method": method, "args": USUAL | args})
@@ -55,10 +65,30 @@ def trials(data: pd.DataFrame, most: int = 6) -> pd.DataFrame:
     rows = []
     for (task, method), some in tried.groupby(["task", "method"], sort=False):
         varied = [name for name in TRIED if some[name].notna().any()]
-        rows += [{"task": task, "method": f"{method.removeprefix('tune-')} ({len(some)} tried)"}
-                 | {name: f"{row[name]:g}" for name in varied} | {"held-out score": 100 * row["held"]}
+        rows += [{"task": task, "method": called(method.removeprefix("tune-"))}
+                 | {called(name): f"{row[name]:g}" for name in varied} | {"held-out score": 100 * row["held"]}
                  for _, row in some.nlargest(most, "held").iterrows()]
     return pd.DataFrame(rows)
+
+
+def shown(data: pd.DataFrame, most: int = 6) -> str:
+    """How many of a method's trials on a task are in the table of `trials`."""
+    tried = data[data["method"].str.startswith("tune-")].groupby(["task", "method"]).size().max()
+    return f"the best {most} of {tried}" if tried > most else "all that were tried"
+
+
+def marks(data: pd.DataFrame, task: str, prefix: str = "") -> dict[str, str]:
+    """`tables.marks` of a task, where every teacher that taught students counts once, however many it taught."""
+    return tables.marks(_teachers(data, task), prefix)
+
+
+def _teachers(data: pd.DataFrame, task: str) -> pd.DataFrame:
+    """One row for each teacher that taught students of a task: its scores, and a constant answer's. (The same weights
+    have one score in each dtype that they were asked in, of which a row has the mean.)"""
+    some = data[(data["task"] == task) & data["score"].notna()]
+    known = [f"{prefix}{who}" for prefix in MARKED.values() for who in ("teacher", "majority")]
+    weights = some[verdicts.TEACHER].fillna("") if verdicts.TEACHER in some else pd.Series("", some.index)
+    return some[known].groupby(weights).mean()
 
 
 def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", **args) -> pd.DataFrame:
@@ -68,12 +98,12 @@ def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", 
     for name in tables.task_names(data, mismatched=True):
         task = tasks.get(name)
         metric = {"score": task.verdict_metric, "paper": task.metrics[0]}.get(measure, measure)
-        cells = {method: tables.text(of(data, method, name, **args)[measure]) for method in methods}
+        cells = {called(method): tables.text(of(data, method, name, **args)[measure]) for method in methods}
         if measure in MARKED:
-            cells |= tables.marks(data[data["task"] == name], MARKED[measure])
+            cells |= marks(data, name, MARKED[measure])
         rows.append(pd.Series(cells, name=f"{name} {metric}"))
     made = pd.concat(rows, axis=1)
-    has = (made != figures.DASH).loc[list(methods)]
+    has = (made != figures.DASH).loc[[called(method) for method in methods]]
     known = [name for name in made.index if name not in has.index or has.loc[name].any()] if has.any(axis=None) else []
     return made.loc[known, has.columns[has.any()]].rename_axis("method").reset_index()
 
@@ -94,7 +124,7 @@ def near_constant(data: pd.DataFrame) -> str:
 
         near, other = like("paper", "paper_"), like("score", "")
         if task.metrics[0] == "f1" and other < near and 2 * near > len(groups):
-            constant = tables.marks(some, "paper_")["constant answer"]
+            constant = marks(data, name, "paper_")["constant answer"]
             most = f"all but {other}" if other else "all"
             told.append(f"on {name} {near} of this chapter's {len(groups)} kinds of students with five seeds cannot be "
                         f"told from a constant answer by f1 ({constant}, within their 95 % intervals), so that this "
@@ -105,7 +135,7 @@ def near_constant(data: pd.DataFrame) -> str:
 
 def differences(data: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
     """A minus B in score, paired by seed, for each pair on each task that has runs of both; by label."""
-    found = {f"{a} − {b}, {name}": tables.versus(of(data, a, name), of(data, b, name))
+    found = {f"{called(a)} − {called(b)}, {name}": tables.versus(of(data, a, name), of(data, b, name))
              for a, b in pairs for name in tables.task_names(data)}
     return {tables.readable(label): estimate for label, estimate in found.items() if estimate["n"]}
 
@@ -140,21 +170,21 @@ def taught(data: pd.DataFrame) -> str:
 
 def controls(data: pd.DataFrame) -> str:
     """On which tasks the two controls of SPS have run."""
-    told = []
-    for method in ("stacked-unshared", "SPS-both-swapped"):
-        names = [tasks.title(name) for name in tables.task_names(data) if len(of(data, method, name))]
-        told.append(f"{method} has run on {' and '.join(names) or 'no task yet'}")
-    return f"Here {' and '.join(told)}."
+    unshared, swapped = (" and ".join(tasks.title(name) for name in tables.task_names(data)
+                                      if len(of(data, method, name))) or "no task yet"
+                         for method in ("stacked-unshared", "SPS-both-swapped"))
+    return f"Here the first control has run on {unshared}, the second on {swapped}."
 
 
 def dotted(data: pd.DataFrame, methods: Iterable[str]) -> str:
-    """The mean score of each method by task, in points."""
+    """The mean score of each method by task, in points: `dots` for those who do not see them."""
     told = []
     for name in tables.task_names(data):
         means = {method: of(data, method, name)["score"].mean() * 100 for method in methods}
-        listed = ", ".join(f"{method} {mean:.1f}" for method, mean in means.items() if pd.notna(mean))
+        listed = ", ".join(f"{called(method)} {mean:.1f}" for method, mean in means.items() if pd.notna(mean))
         told.append(f"{name}: {listed or figures.DASH}")
-    return "; ".join(told)
+    about = "Students with and without shared layers, runs, means and intervals."
+    return tables.readable(tables.listed(about, told))
 
 
 def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame:
@@ -166,7 +196,7 @@ def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame
     rows = []
     for method, found in usual.items():
         rows.append({
-            "task": task, "method": method, "encoder, M": found["extra_encoder"].mean() / 1e6,
+            "task": task, "method": called(method), "encoder, M": found["extra_encoder"].mean() / 1e6,
             "layers run": found["extra_effective"].max(),
             "activations, MB": kept.get(found["extra_effective"].max()),
             "ms a step": found["extra_step_seconds"].median() * 1000,
@@ -211,7 +241,7 @@ def pretraining(data: pd.DataFrame, epochs: int) -> pd.DataFrame:
             loss, kept = some["extra_ptp_loss"], some["extra_ptp_epoch"]
             chance = some["extra_label_counts"].map(entropy)
             last = (kept == some["ptp_epochs"].astype(float).fillna(epochs)).sum()
-            rows.append({"task": name, "method": method,
+            rows.append({"task": name, "method": called(method),
                          "cross-entropy": f"{loss.mean():.2f} ({loss.min():.2f} to {loss.max():.2f})",
                          "of the shares": f"{chance.mean():.2f}",
                          "below that": f"{(loss < chance - MARGIN).sum()} of {len(some)}",
@@ -244,22 +274,24 @@ def thresholds(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def depths(data: pd.DataFrame) -> pd.DataFrame:
-    """The runs of tasks that have students of more than one depth."""
+    """The runs of methods that have students of more than one depth on a task."""
     found = data[data["method"].isin(DEPTH) & data["init"].isna()]
-    return found[found.groupby("task")["extra_layers"].transform("nunique") > 1]
+    return found[found.groupby(["task", "method"])["extra_layers"].transform("nunique") > 1]
 
 
 def by_depth(data: pd.DataFrame) -> pd.DataFrame:
     """Score by task and number of independent layers, one column a method; then the teacher's and a constant answer's.
-    """
+    Empty where every task has one depth, which other tables show."""
+    if depths(data).empty:
+        return pd.DataFrame()
     found = data[data["method"].isin(DEPTH) & data["init"].isna()].sort_values(["task", "extra_layers"])
     wide = found.pivot_table(index=["task", "extra_layers"], columns="method", values="score", aggfunc=tables.text)
     wide = wide.reindex(columns=[name for name in DEPTH if name in wide]).fillna(figures.DASH)
-    marks = {name: tables.marks(part) for name, part in found.groupby("task")}
     wide = wide.reset_index().rename_axis(columns=None).astype({"extra_layers": int})
+    told = {name: marks(data, name) for name in wide["task"].unique()}
     for who in ("teacher", "constant answer"):
-        wide[who] = wide["task"].map({name: told[who] for name, told in marks.items()})
-    return wide.rename(columns={"extra_layers": "independent layers"})
+        wide[who] = [told[name][who] for name in wide["task"]]
+    return wide.rename(columns={"extra_layers": "independent layers"} | NAMES)
 
 
 def by_start(data: pd.DataFrame) -> pd.DataFrame:
@@ -303,6 +335,12 @@ def curves(records: Iterable[Record], methods: Iterable[str]) -> pd.DataFrame:
     return found[ran == found.groupby("task")["method"].transform("nunique")].reset_index(drop=True)
 
 
+def drawn(points: pd.DataFrame) -> pd.DataFrame:
+    """The starts of `curves` that are drawn, on the tasks that have two of them or more to compare."""
+    some = points[points["method"].isin(DRAWN)]
+    return some[some.groupby("task")["method"].transform("nunique") > 1]
+
+
 def began(points: pd.DataFrame) -> str:
     """How the first and the last loss of `curves` after the variants of PTP compare with those of SPS-2, by task."""
     told = []
@@ -311,8 +349,8 @@ def began(points: pd.DataFrame) -> str:
         variants = [method for method in PTP if method in means]
         if variants and "SPS-2" in means:
             first, last = (_beside(means.iloc[i][variants], means.iloc[i]["SPS-2"]) for i in (0, -1))
-            told.append(f"on {name} the mean loss with PTP ({', '.join(variants)}) begins {first} without it, and ends "
-                        f"{last} without it")
+            told.append(f"on {name} the mean loss with PTP ({', '.join(map(called, variants))}) begins {first} without "
+                        f"it, and ends {last} without it")
     return "; ".join(told)
 
 
@@ -327,29 +365,44 @@ def _beside(losses: pd.Series, plain: float) -> str:
 
 
 def ends(points: pd.DataFrame) -> str:
-    """The first and the last loss of `curves`, mean over seeds, of each start on each task."""
+    """The first and the last loss of `drawn`, mean over seeds, of each start on each task: `falling` for those who do
+    not see it."""
     told = []
     for name, some in points.groupby("task", sort=False):
         means = some.pivot_table(index="step", columns="method", values="loss", sort=False)
         first, last = means.iloc[0], means.iloc[-1]
-        lines = [f"{first[method]:.2f} to {last[method]:.2f} after {method}" for method in means]
+        lines = [f"{first[method]:.2f} to {last[method]:.2f} after {called(method)}" for method in means]
         plain = first.get("SPS-2", float("nan"))
         higher, lower = ([m for m in means if sign * (first[m] - plain) > 0] for sign in (1, -1))
         told.append(f"on {name} the mean loss goes from " + ", ".join(lines)
-                    + "".join(f"; it begins {how} than SPS-2's after {', '.join(names)}"
+                    + "".join(f", beginning {how} than SPS-2's after {', '.join(map(called, names))}"
                               for how, names in (("higher", higher), ("lower", lower)) if names))
-    return ". ".join(text[0].upper() + text[1:] if i else text for i, text in enumerate(told))
+    return tables.readable(tables.listed("Training loss of KD after different starts:", told, "no runs yet") + ".")
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
 
 
-def falling(points: pd.DataFrame, starts: Iterable[str]):
+def dots(data: pd.DataFrame, methods: Iterable[str]):
+    """A panel a task: every run of each method, with means and intervals."""
+    names, methods = tables.task_names(data), list(methods)
+    fig, axes = figures.panels(rows=len(names), height=2.3)
+    for ax, name in zip(axes, names, strict=True):
+        some = pd.concat([of(data, method, name) for method in methods]).replace({"method": NAMES})
+        figures.dots(ax, some, "score", "method")
+        ax.set(title=tables.readable(name), xlabel=_points(name))
+    return fig
+
+
+def falling(points: pd.DataFrame):
     """A panel a task: training loss of KD (log scale) over steps, a line for each start, the same in every panel."""
-    there = [method for method in starts if method in set(points["method"])]
+    if points.empty:
+        return figures.placeholder()
+    there = [called(method) for method in DRAWN if method in set(points["method"])]
     fig, axes = figures.panels(points["task"].nunique(), height=3.4)
     for ax, (name, part) in zip(axes, points.groupby("task", sort=False), strict=True):
         unscaled = part.assign(loss=part["loss"] / figures.scale("loss"))  # a loss is no fraction
+        unscaled = unscaled.replace({"method": NAMES})
         figures.curve(ax, unscaled, "step", "loss", "method", hue_order=there, markevery=10)
         ax.set(title=tables.readable(f"{name} (n = {part['seed'].nunique()})"), ylabel="training loss", yscale="log")
         ax.minorticks_off()
@@ -364,21 +417,49 @@ def falling(points: pd.DataFrame, starts: Iterable[str]):
 
 def by_threshold(swept: pd.DataFrame):
     """A panel a task: Pea-KD's score over PTP's threshold."""
+    if swept.empty:
+        return figures.placeholder(PLANNED)
     fig, axes = figures.panels(swept["task"].nunique())
     for ax, (name, part) in zip(axes, swept.groupby("task", sort=False), strict=True):
         figures.curve(ax, part, "threshold", "score")
-        ax.set(title=tables.readable(f"{name} (n = {part['seed'].nunique()})"),
-               ylabel=tables.readable(f"{tasks.get(name).verdict_metric}, points"))
+        ax.set(title=tables.readable(f"{name} (n = {part['seed'].nunique()})"), ylabel=_points(name))
     return fig
 
 
-def by_layers(found: pd.DataFrame):
-    """A panel a task: score over the number of independent layers, and the teacher's as a dashed line."""
+def by_threshold_in_words(swept: pd.DataFrame) -> str:
+    """The same for those who do not see it."""
+    return _over(swept.assign(method="Pea-KD"), "threshold", "Scores over PTP's threshold:", PLANNED)
+
+
+def by_layers(data: pd.DataFrame):
+    """A panel a task: score over the number of independent layers, and the teacher's as a dashed line; methods with
+    students of one depth are left out."""
+    found = depths(data)
+    if found.empty:
+        return figures.placeholder("students of a second number of layers are planned")
+    there = [called(method) for method in DEPTH if method in set(found["method"])]
     fig, axes = figures.panels(found["task"].nunique(), height=3.2)
-    for ax, (name, part) in zip(axes, found.groupby("task", sort=False), strict=True):
-        figures.curve(ax, part, "extra_layers", "score", "method", hue_order=DEPTH, legend=ax is axes[0])
-        ax.axhline(100 * part["teacher"].mean(), color="#888888", linestyle="--", linewidth=1)
-        metric = tables.readable(tasks.get(name).verdict_metric)
-        ax.set(title=tables.readable(name), xlabel="independent layers", ylabel=metric)
+    for ax, (name, part) in zip(axes, found.replace({"method": NAMES}).groupby("task", sort=False), strict=True):
+        figures.curve(ax, part, "extra_layers", "score", "method", hue_order=there, legend=ax is axes[0])
+        ax.axhline(100 * _teachers(data, name)["teacher"].mean(), color="#888888", linestyle="--", linewidth=1)
+        ax.set(title=tables.readable(name), xlabel="independent layers", ylabel=_points(name))
         ax.set_xticks(sorted(part["extra_layers"].unique()))
+    axes[0].get_legend().set_title("")
     return fig
+
+
+def by_layers_in_words(data: pd.DataFrame) -> str:
+    """The same for those who do not see it."""
+    return _over(depths(data), "extra_layers", "Scores over the number of independent layers:", "one number so far")
+
+
+def _over(found: pd.DataFrame, x: str, what: str, none: str) -> str:
+    told = []
+    for (name, method), some in found.groupby(["task", "method"], sort=False):
+        means = some.groupby(x)["score"].mean() * 100
+        told.append(f"{name}, {called(method)} " + ", ".join(f"{mean:.1f} at {at:g}" for at, mean in means.items()))
+    return tables.readable(tables.listed(what, told, none))
+
+
+def _points(task: str) -> str:
+    return tables.readable(f"{tasks.get(task).verdict_metric}, points")

@@ -11,6 +11,7 @@ from matplotlib.ticker import NullLocator
 from kdutils import claims, figures, profiles, tables, tasks
 from kdutils.experiments import choices as trials
 from kdutils.experiments import common
+from kdutils.figures import PERCENT, percent
 from kdutils.records import look_up
 
 MEASURES = ("score", "confidence", "entropy", "nll", "ece")
@@ -18,8 +19,11 @@ NAMES = {"score": "score", "confidence": "confidence", "entropy": "entropy", "nl
 SHOWN = {"random_unstructured": (0.0, 0.05, 0.1), "random_structured": (0.3,)}  # amounts of the reliability diagram
 PAPERS = "paper's metric, dev"
 OVER_AMOUNTS = ("score", "confidence", "nll", "ece")
+MILLIONS = "encoder, millions"
 LESS = "less the dense teacher's"
 KIND = {"random_unstructured": "weights zeroed", "random_structured": "units removed"}
+WHAT = {"finetune": "fine-tuned models", "random_unstructured": "teachers, weights zeroed",
+        "random_structured": "teachers, units removed", "distil_from_sparse": "students of teachers, weights zeroed"}
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
@@ -35,6 +39,13 @@ def masks(data: pd.DataFrame, method: str) -> pd.DataFrame:
     dense = data[(data["method"] == "random_unstructured") & (data["amount"] == 0)]
     sparse = data[(data["method"] == method) & (data["amount"] > 0)]
     return pd.concat([dense, sparse]).sort_values("amount", kind="stable")
+
+
+def counts(data: pd.DataFrame) -> pd.DataFrame:
+    """How many runs each task has of a method, under names that people read; a share of none is among those of zeroed
+    weights."""
+    runs = data.assign(runs=data["method"].map(WHAT)).groupby(["runs", "task"], sort=False).size()
+    return runs.unstack("task", fill_value=0)[list(dict.fromkeys(data["task"]))].reset_index()
 
 
 def main_task(data: pd.DataFrame) -> str:
@@ -91,7 +102,7 @@ def sizes(data: pd.DataFrame) -> pd.DataFrame:
             first = runs.iloc[0]
             count = int(first["layers"])
             who = f"{count} layer{'s' * (count > 1)}" + (f" ({first['size']})" if pd.notna(first["size"]) else "")
-            rows.append({"task": headed(task), "model": who, "millions": f"{first['extra_encoder'] / 1e6:.2f}"}
+            rows.append({"task": headed(task), "model": who, MILLIONS: f"{first['extra_encoder'] / 1e6:.2f}"}
                         | _means(runs, ("score", "paper", "confidence")))
         rows.append({"task": headed(task), "model": "constant answer"} | constant(data, task))
     return pd.DataFrame(rows).fillna(figures.DASH).rename(columns={"paper": PAPERS})
@@ -108,7 +119,7 @@ def amounts(data: pd.DataFrame, method: str) -> pd.DataFrame:
     """One row a task and amount: every measure over the masks; then a constant answer's."""
     rows = []
     for task, runs in sparsified(data, method).groupby("task", sort=False):
-        rows += [{"task": headed(task), "share": f"{100 * amount:g} %"} | _means(part, ("paper", *MEASURES))
+        rows += [{"task": headed(task), "share": percent(amount)} | _means(part, ("paper", *MEASURES))
                  for amount, part in runs.groupby("amount")]
         rows.append({"task": headed(task), "share": "constant answer"} | constant(data, task))
     return pd.DataFrame(rows).fillna(figures.DASH).rename(columns={"paper": PAPERS})
@@ -128,8 +139,8 @@ def honesty_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
                  for name, digits in {"confidence": 1, "nll": 2, "ece": 1}.items()]
         ece = part.groupby("amount")["ece"].mean() * 100
         parts.append(f"on {tasks.title(task)} {', '.join(moves)} (at its lowest {ece.min():.1f}, with "
-                     f"{100 * ece.idxmin():g} % zeroed), and confidence less accuracy from {excess[0]} to {excess[1]}")
-    return tables.listed(f"Here, at {100 * amount:g} % zeroed:", parts, "no runs yet") + "."
+                     f"{percent(ece.idxmin())} zeroed), and confidence less accuracy from {excess[0]} to {excess[1]}")
+    return tables.listed(f"Here, at {percent(amount)} zeroed:", parts, "no runs yet") + "."
 
 
 def compared(data: pd.DataFrame) -> pd.DataFrame:
@@ -141,10 +152,11 @@ def compared(data: pd.DataFrame) -> pd.DataFrame:
         for amount, part in runs[runs["amount"] > 0].groupby("amount"):
             lost = {task: tables.versus(some, runs[(runs["task"] == task) & (runs["amount"] == 0)])
                     for task, some in part.groupby("task", sort=False)}
-            rows.append({"what": kind, "share": f"{100 * amount:g} %"}
+            rows.append({"what": kind, "share": percent(amount)}
                         | {task: tables.said(found) for task, found in lost.items()})
     dense = data[(data["method"] == "random_unstructured") & (data["amount"] == 0)].groupby("task", sort=False)
-    least = {task: figures.number(100 * (runs["majority"] - runs["score"]).mean(), sign=True) for task, runs in dense}
+    usual = data.groupby("task")["majority"].mean()  # which not every run recorded
+    least = {task: figures.number(100 * (usual[task] - runs["score"].mean()), sign=True) for task, runs in dense}
     rows += [{"what": "constant answer"} | least] if rows else []
     return pd.DataFrame(rows).fillna(figures.DASH)
 
@@ -157,7 +169,7 @@ def scattered_or_bundled(data: pd.DataFrame) -> str:
         return "Here: no runs yet."
     shares = ", ".join(f"{100 * share:g}" for share in sorted(set(less.index.get_level_values("amount"))))
     names = ", ".join(map(tasks.title, dict.fromkeys(data.loc[data["task"].isin(less.index.levels[0]), "task"])))
-    return (f"Here, at {shares} % and on {names}, scattered zeros cost more on average in {(less > 0).sum()} of "
+    return (f"Here, at {shares}{PERCENT} and on {names}, scattered zeros cost more on average in {(less > 0).sum()} of "
             f"{len(less)} cases.")
 
 
@@ -168,7 +180,7 @@ def taught(data: pd.DataFrame) -> dict[str, dict]:
         dense = some[some["amount"] == 0]
         for amount, part in some.groupby("amount"):
             if amount and len(dense):
-                found[f"{tasks.title(task)}, {100 * amount:g} % zeroed"] = tables.versus(part, dense)
+                found[f"{tasks.title(task)}, {percent(amount)} zeroed"] = tables.versus(part, dense)
     return found
 
 
@@ -184,7 +196,7 @@ def students(data: pd.DataFrame) -> pd.DataFrame:
             own = own[own["seed"].isin(runs["seed"])] if amount else own.head(1)
             taught, teacher = _means(runs, ("score", "agreement")), _means(own, ("score",))
             less = tables.versus(runs, part[part["amount"] == 0]) if amount else None
-            rows.append(first | {"zeroed": f"{100 * amount:g} %", "students": taught["score"],
+            rows.append(first | {"zeroed": percent(amount), "students": taught["score"],
                          LESS: tables.said(less).rpartition(" (")[0] if less and less["n"] else figures.DASH,
                          "agreement": taught["agreement"], "n": taught["n"], "teacher": teacher["score"]})
         rows.append(first | {"zeroed": "constant answer", "students": constant(data, task)["score"]})
@@ -203,7 +215,7 @@ def taught_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
         if lost["n"] and len(dense):
             students = figures.number(tables.versus(dense, part)["effect"])
             parts.append(f"{tasks.title(task)} {figures.number(lost['effect'])} and {students}")
-    return tables.listed(f"Here, points lost by teachers and by their students at {100 * amount:g} % zeroed:", parts,
+    return tables.listed(f"Here, points lost by teachers and by their students at {percent(amount)} zeroed:", parts,
                          "no runs yet") + "."
 
 
@@ -322,7 +334,7 @@ def diagrams(data: pd.DataFrame, task: str) -> dict[str, pd.DataFrame]:
         for amount in options:
             runs = data[(data["task"] == task) & (data["method"] == method) & (data["amount"] == amount)]
             if len(runs):
-                found["dense" if not amount else f"{100 * amount:g} % {KIND[method]}"] = _bars(runs)
+                found["dense" if not amount else f"{percent(amount)} {KIND[method]}"] = _bars(runs)
     return found
 
 

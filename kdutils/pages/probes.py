@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,9 @@ TYPES = ("FinK", "ResK", "FeaK", "RelK")
 RANDOM = ("Random-All", "Random-One")
 POLICIES = (*RANDOM, "fixed-seed")
 THIRDS = ("first", "second", "last")
+# Methods as readers know them (see `called`); where there is nothing here, by their own name.
+NAMES = {"fixed-seed": "seeds alone", "teacher-head": "teacher's head"}
+DEPTH = re.compile(r"(.+?)(?:-(\d+)L)?")
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -54,6 +59,18 @@ def papers_accuracy(made: pd.DataFrame) -> pd.Series:
 def scores(data: pd.DataFrame, method: str, task: str, column: str = "score") -> pd.Series:
     """`column` of the runs of a method on a task that have it, in points."""
     return of(data, method, task)[column].dropna() * 100
+
+
+def called(method: str, names: dict[str, str] = NAMES) -> str:
+    """A method as readers know it, and the depth of its students where that is part of its name."""
+    name, layers = DEPTH.fullmatch(method).groups()
+    return names.get(name, name) + (f", {layers} layers" if layers else "")
+
+
+def counts(data: pd.DataFrame, called: Callable[[str], str] = called) -> pd.DataFrame:
+    """How many runs of each method there are on each task."""
+    made = data.groupby(["method", "task"], sort=False).size().unstack("task", fill_value=0)
+    return made.rename(called).reset_index()
 
 
 def of(data: pd.DataFrame, method: str, task: str) -> pd.DataFrame:
@@ -111,8 +128,9 @@ def fixed(data: pd.DataFrame, column: str = "score", deeper: bool = False) -> pd
 
 
 def marks(data: pd.DataFrame) -> str:
-    """What the teacher and a constant answer score, in one sentence."""
-    found = {name: tables.marks(part).items() for name, part in data.groupby("task", sort=False)}
+    """What the teacher and a constant answer score, in one sentence; trials of weights may have had another teacher."""
+    taught = data[data["method"] != "tuning"]
+    found = {name: tables.marks(part).items() for name, part in taught.groupby("task", sort=False)}
     return "; ".join(f"{name}: {', '.join(' '.join(pair) for pair in of)}" for name, of in found.items())
 
 
@@ -226,8 +244,9 @@ def whole(data: pd.DataFrame) -> pd.DataFrame:
 
 def explained_in_words(data: pd.DataFrame) -> str:
     """What the twelve shares explain on each task that has runs enough."""
-    found = {name: 100 * explained(data, name) for name in task_names(data)}
-    return "; ".join(f"on {name} the twelve shares explain {figures.number(part, 0)} % of the variance between runs"
+    found = {name: explained(data, name) for name in task_names(data)}
+    return "; ".join(f"on {name} adjusted R² is {figures.number(part, 2)}: the twelve shares explain "
+                     + (f"{100 * part:.0f} % of the variance between runs" if part > 0 else "nothing beyond chance")
                      for name, part in found.items() if not math.isnan(part))
 
 
@@ -242,7 +261,7 @@ def slopes(found: dict[str, dict[str, Estimate]]):
     fig, axes = figures.panels(len(there), height=3.6)
     for ax, (name, estimates) in zip(axes, there.items(), strict=True):
         figures.forest(ax, estimates)
-        ax.set(title=readable(name), xlabel="points for one step in ten more")
+        ax.set(title=readable(name), xlabel="points")
     return fig
 
 

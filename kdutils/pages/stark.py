@@ -10,13 +10,18 @@ import pandas as pd
 from kdutils import claims, figures, profiles, tables, tasks, verdicts
 from kdutils.experiments.stark import BASELINES, plan
 from kdutils.experiments.stark_baselines import DEFAULT, STUDENT_OF_TRIALS, TRIED
+from kdutils.figures import percent
+from kdutils.intervals import Estimate
 from kdutils.pages.paper_plan import TRAIN_ROWS
 from kdutils.tables import by_seed, pooled, said, task_names, text, versus
 
 ARGUMENTS = ("student", "base", "sparsity", "scores", "protocol", "lam", "heat", "weight")
 SUFFIX = {"dropped": "4", "pruned": "30"}  # of the paper's names of rows
 METHODS = ("FT", "KD", "KD, tuned", *BASELINES[1:], "STARK, random", "STARK")
+STUDENTS = {"dropped": "layer-dropped", "pruned": "parameter-pruned", "smaller": "smaller student",
+            "small-teacher": "smaller teacher", "large-teacher": "larger teacher"}  # as people read them
 PAPERS_RULE, SELECTION = "paper: scored, chosen, best epoch and reported on dev", "selection: dev less held-out rows"
+AGAIN = "the same weights on held-out rows"
 LAMBDAS = {"friendliness": 0.0, "expressiveness": 1.0}
 
 
@@ -82,7 +87,7 @@ def trials(data: pd.DataFrame) -> pd.DataFrame:
                 continue
             taken = verdicts.tuned(data[data["task"] == name], where, metric)
             rows.append({
-                "task": name, "method": method, "T ×": f"{chosen[0]:g}", "weight ×": f"{chosen[1]:g}",
+                "task": name, "method": method, "τ ×": f"{chosen[0]:g}", "weight ×": f"{chosen[1]:g}",
                 "gain, held out": figures.number((held[chosen] - held[DEFAULT]) * 100, sign=True),
                 "default": text(of(data, method, name, student)["score"]), "tuned": text(taken["score"]),
                 "STARK less tuned": said(versus(best(data, name, student), taken)),
@@ -91,6 +96,18 @@ def trials(data: pd.DataFrame) -> pd.DataFrame:
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
+
+
+def counts(data: pd.DataFrame) -> pd.DataFrame:
+    """How many runs each task has of a student and method, under names that people read."""
+    names = {"STARK-unstructured": "STARK, single weights"}
+    for method in data["method"].unique():
+        stage, _, base = method.partition("-")
+        names |= {"tune": {method: f"{base}, trials"}, "tuned": {method: f"{base}, tuned"}}.get(stage, {})
+    shown = data.assign(student=[STUDENTS.get(student, student) for student in data["student"]],
+                        method=[names.get(method, method) for method in data["method"]])
+    runs = shown.groupby(["student", "method", "task"], sort=False).size()
+    return runs.unstack("task", fill_value=0)[list(dict.fromkeys(data["task"]))].reset_index()
 
 
 def printed(data: pd.DataFrame, table: str = "main-dropped") -> pd.DataFrame:
@@ -153,7 +170,7 @@ def whole(runs: pd.DataFrame, x: str = "sparsity") -> pd.DataFrame:
 
 def share_of(runs: pd.DataFrame) -> str:
     """The sparsity of some runs, which is one, in percent."""
-    return f"{runs['sparsity'].iloc[0]:.0%}" if len(runs) else figures.DASH
+    return percent(runs["sparsity"].iloc[0]) if len(runs) else figures.DASH
 
 
 def _known(table: pd.DataFrame) -> pd.DataFrame:
@@ -189,7 +206,7 @@ def against_kd(data: pd.DataFrame, student: str = "dropped") -> dict[str, dict[s
     return {name: made for name, made in some.items() if made}
 
 
-def protocols(data: pd.DataFrame) -> pd.DataFrame:
+def _by_rule(data: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
     """STARK minus KD, in points of the verdict's metric, under both protocols. What was chosen on dev is also read,
     for the very same weights of both, on held-out rows. The clean rows take the seeds that ran the whole grid, whatever
     chose among it, so that they have the same seeds. The paper's grid holds 0 %, which is KD itself: a seed whose best
@@ -202,13 +219,13 @@ def protocols(data: pd.DataFrame) -> pd.DataFrame:
         ("clean, but chosen where it is reported: none does better", "knowledgeable", "clean", "score", "hindsight"),
         (PAPERS_RULE, "knowledgeable", "paper", "best_dev", "paper"),
         (printed, "knowledgeable", "paper", "best_dev", "paper"),
-        ("the same weights on held-out rows", "knowledgeable", "paper", "best_held", "paper"),
+        (AGAIN, "knowledgeable", "paper", "best_held", "paper"),
         (SELECTION, "knowledgeable", "paper", "selection", "paper"),
         ("random scores, chosen, best epoch and reported on dev", "random", "clean", "best_dev", "paper"),
-        ("the same weights on held-out rows ", "random", "clean", "best_held", "paper"),
+        (f"{AGAIN} ", "random", "clean", "best_held", "paper"),
         ("selection: dev less held-out rows ", "random", "clean", "selection", "paper"),
     )
-    rows = []
+    made = {}
     for label, scores, scored, measure, rule in rules:
         found = {}
         for name in task_names(data):
@@ -216,17 +233,32 @@ def protocols(data: pd.DataFrame) -> pd.DataFrame:
             picked = _chosen(runs if rule == "paper" else whole(runs), name, rule)  # the paper's rule sees to it itself
             gain = by_seed(picked, of(data, "KD", name), measure)
             found[name] = gain.clip(lower=0) if label == printed else gain
-        rows.append({"rule": label} | {name: said(e) for name, e in pooled(found).items()})
+        made[label] = pooled(found)
+    return made
+
+
+def protocols(data: pd.DataFrame) -> pd.DataFrame:
+    """`_by_rule` as text, one row a rule."""
+    rows = [{"rule": label} | {name: said(e) for name, e in found.items()} for label, found in _by_rule(data).items()]
     return pd.DataFrame(rows).fillna(figures.DASH)
 
 
 def selection_in_words(data: pd.DataFrame) -> str:
-    """What the paper's protocol gives over KD, and how much of that is selection, on each task that has it."""
-    table = protocols(data).set_index("rule")
-    parts = [f"on {tasks.title(name)} it gives {table.loc[PAPERS_RULE, name]} over KD, of which selection is "
-             f"{table.loc[SELECTION, name]}" for name in task_names(data)
-             if name in table and table.loc[PAPERS_RULE, name] != figures.DASH]
+    """What the paper's protocol gives over KD on dev and what the very same weights give on held-out rows, on each task
+    that has it."""
+    made, parts = _by_rule(data), []
+    for name in task_names(data):
+        if name in made[PAPERS_RULE]:
+            on_dev, again, less = (made[rule][name] for rule in (PAPERS_RULE, AGAIN, SELECTION))
+            parts.append(f"on {tasks.title(name)} it gives {said(on_dev)} over KD on dev and, with the same weights, "
+                         f"{said(again)} on held-out rows, {said(less).lstrip('+−')} "
+                         f"{'more' if less['effect'] < 0 else 'less'}{_unclear(less)}")
     return tables.listed("Under the paper's protocol:", parts, "no runs yet") + "."
+
+
+def _unclear(estimate: Estimate) -> str:
+    """What to add to a difference that could be none."""
+    return "" if tables.clear(estimate) else ", which is not clear of zero"
 
 
 def choices_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
@@ -245,6 +277,64 @@ def choices_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
                          f"by {said(versus(clean, kd))}, while hindsight would choose {share_of(hindsight)}, with "
                          f"{said(versus(hindsight, kd))}")
     return tables.listed("Here:", parts, "no runs yet") + "."
+
+
+def equal_sparsities(data: pd.DataFrame, student: str = "dropped") -> dict[float, dict[str, Estimate]]:
+    """STARK with scores minus STARK at random where both remove as much, in points, paired by seed: by sparsity, then
+    by task and, under "all", of the tasks that have enough seeds."""
+    found: dict[float, dict[str, pd.Series]] = {}
+    for name in task_names(data):
+        scored, chance = (grid(data, name, student, kind).query("sparsity > 0") for kind in ("knowledgeable", "random"))
+        for share in sorted(set(scored["sparsity"]) & set(chance["sparsity"])):
+            both = (runs[runs["sparsity"] == share] for runs in (scored, chance))
+            found.setdefault(share, {})[name] = by_seed(*both)
+    return {share: pooled(found[share]) for share in sorted(found)}
+
+
+def scored_less_random(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
+    """`equal_sparsities` as text, one row a sparsity."""
+    rows = [{"sparsity": percent(share)} | {name: said(e) for name, e in made.items()}
+            for share, made in equal_sparsities(data, student).items()]
+    table = pd.DataFrame(rows)
+    return table[[name for name in ("sparsity", *task_names(data), "all") if name in table]].fillna(figures.DASH)
+
+
+def equal_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+    """In how many cases (a task and a sparsity) random teachers teach worse than scored ones of the same size, and in
+    how many better, with intervals that exclude zero; empty where there is no case."""
+    cells = {(name, share): e for share, made in equal_sparsities(data, student).items()
+             for name, e in made.items() if name != "all"}
+    if not cells:
+        return ""
+    told = {}
+    for sign, word in ((1, "worse"), (-1, "better")):
+        there: dict[str, list[str]] = {}
+        for (name, share), e in cells.items():
+            if tables.clear(e) and e["effect"] * sign > 0:
+                there.setdefault(name, []).append(percent(share))
+        count = sum(map(len, there.values()))
+        where = "; ".join(f"{tasks.title(name)} at {' and '.join(shares)}" for name, shares in there.items())
+        told[word] = (count or "none", f" ({where})" if where else "")
+    (worse, at), (better, too) = told.values()
+    return (f"at equal sparsity random teachers teach worse, clear of zero, in {worse} of {len(cells)} cases{at}, and "
+            f"better in {better}{too}")
+
+
+def choices_of_both(data: pd.DataFrame, student: str = "dropped") -> str:
+    """For each task the sparsity that held-out rows chose by score and at random, among how many, and what the teachers
+    so pruned score themselves."""
+    parts = []
+    for name in task_names(data):
+        told = []
+        for word, kind in (("by score", "knowledgeable"), ("at random", "random")):
+            runs, ran = best(data, name, student, kind), grid(data, name, student, kind).query("sparsity > 0")
+            if len(runs):
+                enough = profiles.profile(runs["profile"].iloc[0]).seeds
+                among = (ran.groupby("sparsity")["seed"].nunique() >= enough).sum()
+                told.append(f"{share_of(runs)} {word} (of {among} sparsities; such teachers score "
+                            f"{figures.number(runs['teacher'].mean() * 100, 0)})")
+        parts += [f"on {tasks.title(name)} {' and '.join(told)}"] if len(told) == 2 else []
+    return tables.listed("Held-out rows chose", parts, "nothing yet") + "."
 
 
 def scope(data: pd.DataFrame, verdict: str) -> str:
@@ -302,6 +392,18 @@ def plugged(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna(figures.DASH)
 
 
+def left_out(data: pd.DataFrame) -> str:
+    """The tasks that the rows of `plugged` leave out, as no other method ran with STARK there, and what KD with STARK
+    comes to on each at the sparsity of its grid; empty where there is none."""
+    shown, parts = set(plugged(data)), []
+    for name in task_names(data):
+        runs, kd = best(data, name), of(data, "KD", name)
+        if name not in shown and len(runs) and len(kd):
+            parts.append(f"{name}, where PKD and CKD have no such runs and STARK adds {said(versus(runs, kd))} points "
+                         f"to KD with {share_of(runs)} removed")
+    return f"these rows, their *all* too, leave out {'; and '.join(parts)}" if parts else ""
+
+
 def unstructured(data: pd.DataFrame) -> pd.DataFrame:
     """Single weights against heads and neurons at the same sparsity: score by task."""
     rows = []
@@ -310,7 +412,7 @@ def unstructured(data: pd.DataFrame) -> pd.DataFrame:
         whole = of(data, "STARK", name, base="KD", scores="knowledgeable", protocol="clean", lam=None)
         for share in single["sparsity"].unique():
             a, b = (runs[runs["sparsity"] == share] for runs in (single, whole))
-            rows.append({"task": name, "sparsity": f"{share:.0%}", "single weights": text(a["score"]),
+            rows.append({"task": name, "sparsity": percent(share), "single weights": text(a["score"]),
                          "heads and neurons": text(b["score"]), "difference": said(versus(a, b)),
                          "teacher, single": text(a["teacher"]), "teacher, whole": text(b["teacher"])})
     return pd.DataFrame(rows)
@@ -326,11 +428,11 @@ def scales(data: pd.DataFrame) -> pd.DataFrame:
             if not (len(kd) and len(stark)):
                 continue
             sizes = [f"{kd[f'extra_{who}_parameters'].mean() / 1e6:.1f}" for who in ("teacher", "student")]
-            rows.append({"task": name, "students": student, "teacher, M": sizes[0], "student, M": sizes[1],
+            rows.append({"task": name, "students": STUDENTS[student], "teacher, M": sizes[0], "student, M": sizes[1],
                          "teacher": f"{kd['teacher'].mean() * 100:.1f}", "KD": text(kd["score"]),
                          "STARK": text(stark["score"]), "sparsity": share_of(stark),
                          "difference": said(versus(stark, kd))})
-    return pd.DataFrame(rows if any(row["students"] != "dropped" for row in rows) else [])
+    return pd.DataFrame(rows if any(row["students"] != STUDENTS["dropped"] for row in rows) else [])
 
 
 def gap_in_words(data: pd.DataFrame) -> str:

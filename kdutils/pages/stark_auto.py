@@ -6,14 +6,16 @@ import math
 
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 
 from kdutils import claims, experiments, figures, intervals, records, tables, tasks
+from kdutils.figures import PERCENT, percent
 from kdutils.pages import stark
 from kdutils.tables import text
 
 STUDENTS = ("dropped", "pruned")
 WITHIN = "seeds within a task and student"
-READINGS = {"A": "A", "B": "B", "C": "C, heads", "C-neurons": "C, neurons", "D": "D"}
+READINGS = {"A": "A", "B": "B", "C-neurons": "C, neurons", "D": "D"}  # C takes of the heads what A does
 
 
 def auto(data: pd.DataFrame, task: str, student: str = "dropped", scores: str | None = None) -> pd.DataFrame:
@@ -46,8 +48,16 @@ def printed(data: pd.DataFrame) -> pd.DataFrame:
             cells = [f"{value:.{digits}f}" for value in book[table]["rows"][row]]
             rows.append({"method": row + what} | dict(zip(book[table]["columns"], cells, strict=True)))
     table, there = pd.DataFrame(rows), tables.task_names(data)
-    kept = [c for c in table if c == "method" or c.split()[0] in [*there, "all"]]
-    return table[kept].rename(columns={"all average": "all eight"})
+    kept = [column for name in (*there, "all") for column in table if column.split()[0] == name]
+    return table[["method", *kept]].rename(columns={"all average": "all eight"})
+
+
+def counts(frame: pd.DataFrame) -> pd.DataFrame:
+    """How many runs of the chapter each task has, by student and by what ranked the teacher's units."""
+    ranked = frame["scores"].fillna("by score") if "scores" in frame else "by score"
+    shown = frame.assign(student=[stark.STUDENTS.get(name, name) for name in frame["student"]], teacher=ranked)
+    runs = shown.groupby(["student", "teacher", "task"], sort=False).size()
+    return runs.unstack("task", fill_value=0)[list(dict.fromkeys(frame["task"]))].reset_index()
 
 
 # ---------------------------------------------------------------------------------------------------------- densities
@@ -60,19 +70,22 @@ def densities(data: pd.DataFrame, kinds: dict[str, str], peaks: bool = False):
     if not names:
         return figures.placeholder()
     fig, axes = figures.panels(len(names), height=2.4)
+    looks = dict(zip(kinds, zip(figures.COLOURS, ("-", "--"), strict=False), strict=False))
     for ax, name in zip(axes, names, strict=True):
         runs = auto(data, name)
-        for (kind, label), colour, dashes in zip(kinds.items(), figures.COLOURS, ("-", "--"), strict=False):
-            for i, row in enumerate(runs.to_dict("records")):
+        for kind, (colour, dashes) in looks.items():
+            for row in runs.to_dict("records"):
                 x, y = row[f"extra_densities_{kind}_x"], row[f"extra_densities_{kind}_density"]
-                ax.plot(x, y, dashes, color=colour, alpha=0.5, linewidth=1, label=None if i else label)
+                ax.plot(x, y, dashes, color=colour, alpha=0.5, linewidth=1)
                 if peaks:
                     ax.plot(row["extra_peak"], np.interp(row["extra_peak"], x, y), "o", color=figures.INK, markersize=4)
         ax.set(title=f"{tasks.title(name)} (n = {len(runs)})", xlabel="score", yticks=[])
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
     axes[0].set_ylabel("density")
-    axes[0].legend()
+    if len(kinds) > 1:
+        lines = [Line2D([], [], color=colour, linestyle=dashes) for colour, dashes in looks.values()]
+        fig.legend(lines, list(kinds.values()), loc="outside upper center", ncols=len(lines))
     return fig
 
 
@@ -82,7 +95,7 @@ def centres(data: pd.DataFrame) -> pd.DataFrame:
     for task, student in pairs(data):
         runs = auto(data, task, student)
         p, q = runs["extra_densities_P_centre"], runs["extra_densities_Q_centre"]
-        rows.append({"student": student, "task": task, "expressiveness": f"{p.mean():.3f}",
+        rows.append({"student": stark.STUDENTS[student], "task": task, "expressiveness": f"{p.mean():.3f}",
                      "friendliness": f"{q.mean():.3f}", "difference": tables.said(intervals.paired(q - p), 3)})
     return pd.DataFrame(rows)
 
@@ -143,12 +156,12 @@ def correlations(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def r_text(found: pd.DataFrame, row: int) -> str:
-    """A row of `correlations` as the end of a sentence about its correlation."""
+    """A row of `correlations` as what its correlation is."""
     r, low, high, n = (found.iloc[row][name] for name in ("r", "95 % from", "to", "n"))
     count = f"{n} point{'s' if n != 1 else ''}"
     if math.isnan(r):
-        return f"cannot be computed from {count}"
-    return f"is {r:.2f} [{low:.2f}, {high:.2f}] ({count})".replace("-", "−")
+        return f"not computable ({count})"
+    return f"{r:.2f} [{low:.2f}, {high:.2f}] ({count})".replace("-", "−")
 
 
 def distance_in_words(data: pd.DataFrame) -> str:
@@ -160,9 +173,9 @@ def distance_in_words(data: pd.DataFrame) -> str:
     spans = {name: " to ".join(dict.fromkeys(f"{end:.0f}" for end in (values.min(), values.max())))
              for name, values in means.items()}
     away = (means["automatic"] - means["chosen"]).abs().mean()
-    return (f"Here: automatic sparsities of tasks and students are {spans['automatic']} %, those that the grid chose "
-            f"{spans['chosen']} %, {away:.0f} points away on average; the correlation {r_text(found, 1)}. "
-            f"{_margins(data)}")
+    return (f"Here: automatic sparsities of tasks and students are {spans['automatic']}{PERCENT}, those that the "
+            f"grid chose {spans['chosen']}{PERCENT}, {away:.0f} points away on average; the correlation is "
+            f"{r_text(found, 1)}. {_margins(data)}")
 
 
 def _margins(data: pd.DataFrame) -> str:
@@ -174,9 +187,9 @@ def _margins(data: pd.DataFrame) -> str:
         own = points(data).query("task == @task and student == @student")["own"].dropna()
         if len(means) == 2 and len(own):
             ahead = figures.number(means.iloc[0] - means.iloc[1])
-            told.append(f"for {tasks.title(task)}, {student}, {100 * means.index[0]:.0f} % is {ahead} points ahead of "
-                        f"{100 * means.index[1]:.0f} % on held-out rows, and single seeds choose "
-                        f"{' to '.join(dict.fromkeys(f'{end:.0f}' for end in (own.min(), own.max())))} %")
+            told.append(f"for {tasks.title(task)}, {student}, {percent(means.index[0])} is {ahead} points ahead "
+                        f"of {percent(means.index[1])} on held-out rows, and single seeds choose "
+                        f"{' to '.join(dict.fromkeys(f'{end:.0f}' for end in (own.min(), own.max())))}{PERCENT}")
     return tables.listed("How sure the grid's choice is:", told, "not known") + "."
 
 
@@ -211,16 +224,18 @@ def scatter_in_words(data: pd.DataFrame) -> str:
 
 
 def students(data: pd.DataFrame) -> pd.DataFrame:
-    """KD, STARK with its grid, the automatic sparsity and the random control: the verdict's metric by task."""
+    """KD, STARK with its grid, the automatic sparsity and the random control: the verdict's metric by task. What has no
+    run at all has no column."""
     rows = []
     for task, student in pairs(data):
         found = {"KD": stark.of(data, "KD", task, student), "STARK": stark.best(data, task, student),
                  "STARK-Auto": auto(data, task, student), "random, as many": auto(data, task, student, "random")}
-        row = {"student": student, "task": f"{task} {tasks.get(task).verdict_metric}"}
+        row = {"student": stark.STUDENTS[student], "task": f"{task} {tasks.get(task).verdict_metric}"}
         row |= {name: text(runs["score"]) for name, runs in found.items()}
         row["sparsity, grid"] = stark.share_of(found["STARK"])
-        rows.append(row | {"automatic": f"{found['STARK-Auto']['extra_sparsity'].mean():.0%}"})
-    return pd.DataFrame(rows)
+        rows.append(row | {"automatic": percent(found["STARK-Auto"]["extra_sparsity"].mean())})
+    table = pd.DataFrame(rows)
+    return table.loc[:, (table != figures.DASH).any()]
 
 
 def differences(data: pd.DataFrame) -> dict[str, dict[str, dict]]:
@@ -261,6 +276,7 @@ def readings_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
         half, one, two = (table[(table["reading"] == "A") & (table["bandwidth"] == f"× {b}")][name].iloc[0]
                           for b in ("0.5", "1", "2"))
         usual = table[table["reading"].isin(READINGS.values()) & (table["bandwidth"] == "× 1")][name]
-        parts.append(f"on {tasks.title(name)} reading A says {half:.0f}, {one:.0f} and {two:.0f} % at half, once and "
-                     f"twice the bandwidth, and all readings {usual.min():.0f} to {usual.max():.0f} % at Scott's")
+        parts.append(f"on {tasks.title(name)} reading A says {half:.0f}, {one:.0f} and {two:.0f}{PERCENT} at "
+                     "half, once and twice the bandwidth, and all readings "
+                     f"{usual.min():.0f} to {usual.max():.0f}{PERCENT} at Scott's")
     return tables.listed("Here:", parts, "no runs yet") + "."

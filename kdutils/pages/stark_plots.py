@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from kdutils import figures, tables, tasks
+from kdutils.figures import percent
 from kdutils.pages.stark import at_half, grid, share_of, whole
 from kdutils.tables import task_names
 
@@ -46,7 +47,7 @@ def curves_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
         means = found.groupby("sparsity")["score"].mean() * 100
         if len(means):
             parts.append(f"{tasks.title(name)}: {means.iloc[0]:.1f} with the dense teacher, at best {means.max():.1f} "
-                         f"at {means.idxmax():.0%} and {means.iloc[-1]:.1f} at {means.index[-1]:.0%} removed"
+                         f"at {percent(means.idxmax())} and {means.iloc[-1]:.1f} at {percent(means.index[-1])} removed"
                          + "".join(f", {who} {_ends(found, column)}" for who, column in
                                    (("the teacher", "teacher"), ("its confidence", "confidence"))
                                    if found[column].notna().any())  # a regression has no confidence
@@ -69,7 +70,7 @@ def gains_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
         if len(above):
             share = above.groupby("sparsity")["score"].mean().idxmax()
             top = above[above["sparsity"] == share]
-            parts.append(f"on {tasks.title(name)} the curve is highest at {share:.0%}, "
+            parts.append(f"on {tasks.title(name)} the curve is highest at {percent(share)}, "
                          f"{tables.said(tables.versus(top, dense))} points from KD, with a teacher at "
                          f"{top['teacher'].mean() * 100:.1f} instead of {dense['teacher'].mean() * 100:.1f}")
     return tables.listed("Here:", parts, "no runs yet") + "."
@@ -93,9 +94,8 @@ def map_of_heads(data: pd.DataFrame):
         layers = np.arange(1, len(stay) + 1)
         map_ = axes[i].imshow(100 * stay, origin="lower", aspect="auto", vmin=0, vmax=100, cmap="cividis",
                               extent=(0.5, stay.shape[1] + 0.5, 0.5, len(stay) + 0.5))
-        heads = np.arange(1, stay.shape[1] + 1)
-        title = f"{tasks.title(name)}, {share_of(runs)} removed (n = {len(runs)})"
-        axes[i].set(title=title, xlabel="head", xticks=heads, yticks=layers)
+        heads = [1, *range(4, stay.shape[1] + 1, 4)]
+        axes[i].set(title=f"{tasks.title(name)} (n = {len(runs)})", xlabel="head", xticks=heads, yticks=layers)
         axes[i].grid(False)
         lower = axes[len(there) + i]
         lower.barh(layers, _neurons(runs), color=figures.COLOURS[0])
@@ -116,8 +116,8 @@ def map_in_words(data: pd.DataFrame) -> str:
     parts = []
     for name, runs in _halved(data).items():
         heads, neurons = _stay(runs).sum(1), _neurons(runs)
-        parts.append(f"{tasks.title(name)}: heads " + ", ".join(f"{k:.1f}" for k in heads) + "; neurons, %, "
-                     + ", ".join(f"{share:.0f}" for share in neurons))
+        parts.append(f"{tasks.title(name)}, {share_of(runs)} removed: heads " + ", ".join(f"{k:.1f}" for k in heads)
+                     + "; neurons, %, " + ", ".join(f"{share:.0f}" for share in neurons))
     return tables.listed("What stays in each layer, from the bottom, on average.", parts)
 
 
@@ -137,22 +137,22 @@ def layers_in_words(data: pd.DataFrame) -> str:
         alike = np.isin(stay, (0, 1)).mean()
         parts.append(f"on {tasks.title(name)} layer {most + 1} keeps most of its {stay.shape[1]} heads "
                      f"({stay[most].sum():.1f}) and layer {least + 1} fewest ({stay[least].sum():.1f}), and "
-                     f"{alike:.0%} of all heads have the same fate in every seed (n = {len(runs)})")
+                     f"{percent(alike)} of all heads have the same fate in every seed (n = {len(runs)})")
     return tables.listed("Here:", parts, "no runs yet") + "."
 
 
-def differences(by_task: dict[str, dict[str, dict]], label: str = "minus KD, points", columns: int = 2):
-    """A forest plot of estimates by name for each task: tasks may not have the same rows."""
+def differences(by_task: dict[str, dict[str, dict]], label: str = "minus KD, points"):
+    """A forest plot of estimates by name for each task, one below the other: tasks may not have the same rows, which
+    are equally far apart in all."""
     if not by_task:
         return figures.placeholder()
-    columns = min(columns, len(by_task))
-    height = 0.9 + 0.3 * max(map(len, by_task.values()))
-    fig, axes = figures.panels(columns, -(-len(by_task) // columns), height=height)
-    for ax, (name, estimates) in zip(axes, by_task.items(), strict=False):
+    sizes = [len(estimates) for estimates in by_task.values()]
+    height = 0.27 * np.mean(sizes) + 0.65
+    fig, axes = figures.panels(1, len(sizes), height=height, gridspec_kw={"height_ratios": sizes})
+    for ax, (name, estimates) in zip(axes, by_task.items(), strict=True):
         figures.forest(ax, estimates)
-        ax.set(title=tasks.title(name), xlabel=label)
-    for ax in axes[len(by_task) :]:
-        ax.set_axis_off()
+        ax.set_title(tasks.title(name), loc="left")
+    axes[-1].set_xlabel(label)  # one unit for all
     return fig
 
 

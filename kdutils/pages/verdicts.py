@@ -11,7 +11,7 @@ from IPython.display import display
 from kdutils import claims as published
 from kdutils import experiments, figures, profiles, tables, tasks
 from kdutils.intervals import paired, unpaired
-from kdutils.records import command_for, look_up
+from kdutils.records import look_up
 from kdutils.verdicts import by_teacher, select
 
 PAPERS = {key: about["short"] for key, about in published.load()["papers"].items()}
@@ -145,13 +145,14 @@ def recorded(data: pd.DataFrame, profile: str) -> pd.DataFrame:
 
 
 def missing(profile: str) -> pd.DataFrame:
-    """What the chapters plan at `profile` and the store lacks: chapter, task, planned, missing and the command."""
+    """What the chapters plan at `profile` and the store lacks: chapter, task, the task's name in commands, planned and
+    missing."""
     rows = []
     for chapter in experiments.CHAPTERS:
         for task in profiles.task_names(profile):
             specs = experiments.plan(chapter, profile, task)
             _, lacking = look_up(specs)
             if lacking:
-                rows.append({"chapter": chapter, "task": tasks.title(task), "planned": len(set(specs)),
-                             "missing": len(lacking), "command": command_for(lacking)})
-    return pd.DataFrame(rows, columns=["chapter", "task", "planned", "missing", "command"])
+                rows.append({"chapter": chapter, "task": tasks.title(task), "in commands": f"--task {task}",
+                             "planned": len(set(specs)), "missing": len(lacking)})
+    return pd.DataFrame(rows, columns=["chapter", "task", "in commands", "planned", "missing"])
