@@ -157,9 +157,9 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
     return text.replace("-", "−") if float(text) else text.lstrip("+-")
 
 
-def percent(share: float) -> str:
-    """A share in whole percent."""
-    return f"{100 * share:.0f}{PERCENT}"
+def percent(share: float, digits: int = 0) -> str:
+    """A share in percent, to `digits` places where it has them."""
+    return f"{round(100 * share, digits):g}{PERCENT}"
 
 
 # -------------------------------------------------------------------------------------------------- tables and numbers

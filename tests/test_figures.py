@@ -238,3 +238,8 @@ def test_a_figure_without_runs_is_a_line_and_one_with_some_is_not():
         figures.nothing(empty.axes)
         assert empty.get_figheight() == 0.8 and not any(ax.axison for ax in empty.axes)
         figures.plt.close(empty)
+
+
+def test_shares_in_percent_keep_the_digits_they_are_asked_for():
+    assert [figures.percent(share) for share in (0.1, 0.3765)] == ["10\u00a0%", "38\u00a0%"]
+    assert [figures.percent(share, 1) for share in (0.1, 0.025)] == ["10\u00a0%", "2.5\u00a0%"]

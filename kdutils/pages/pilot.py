@@ -119,7 +119,7 @@ def amounts(data: pd.DataFrame, method: str) -> pd.DataFrame:
     """One row a task and amount: every measure over the masks; then a constant answer's."""
     rows = []
     for task, runs in sparsified(data, method).groupby("task", sort=False):
-        rows += [{"task": headed(task), "share": percent(amount)} | _means(part, ("paper", *MEASURES))
+        rows += [{"task": headed(task), "share": percent(amount, 1)} | _means(part, ("paper", *MEASURES))
                  for amount, part in runs.groupby("amount")]
         rows.append({"task": headed(task), "share": "constant answer"} | constant(data, task))
     return pd.DataFrame(rows).fillna(figures.DASH).rename(columns={"paper": PAPERS})
@@ -139,8 +139,9 @@ def honesty_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
                  for name, digits in {"confidence": 1, "nll": 2, "ece": 1}.items()]
         ece = part.groupby("amount")["ece"].mean() * 100
         parts.append(f"on {tasks.title(task)} {', '.join(moves)} (at its lowest {ece.min():.1f}, with "
-                     f"{percent(ece.idxmin())} zeroed), and confidence less accuracy from {excess[0]} to {excess[1]}")
-    return tables.listed(f"Here, at {percent(amount)} zeroed:", parts, "no runs yet") + "."
+                     f"{percent(ece.idxmin(), 1)} zeroed), and confidence less accuracy from {excess[0]} to "
+                     f"{excess[1]}")
+    return tables.listed(f"Here, at {percent(amount, 1)} zeroed:", parts, "no runs yet") + "."
 
 
 def compared(data: pd.DataFrame) -> pd.DataFrame:
@@ -152,7 +153,7 @@ def compared(data: pd.DataFrame) -> pd.DataFrame:
         for amount, part in runs[runs["amount"] > 0].groupby("amount"):
             lost = {task: tables.versus(some, runs[(runs["task"] == task) & (runs["amount"] == 0)])
                     for task, some in part.groupby("task", sort=False)}
-            rows.append({"what": kind, "share": percent(amount)}
+            rows.append({"what": kind, "share": percent(amount, 1)}
                         | {task: tables.said(found) for task, found in lost.items()})
     dense = data[(data["method"] == "random_unstructured") & (data["amount"] == 0)].groupby("task", sort=False)
     usual = data.groupby("task")["majority"].mean()  # which not every run recorded
@@ -180,7 +181,7 @@ def taught(data: pd.DataFrame) -> dict[str, dict]:
         dense = some[some["amount"] == 0]
         for amount, part in some.groupby("amount"):
             if amount and len(dense):
-                found[f"{tasks.title(task)}, {percent(amount)} zeroed"] = tables.versus(part, dense)
+                found[f"{tasks.title(task)}, {percent(amount, 1)} zeroed"] = tables.versus(part, dense)
     return found
 
 
@@ -196,7 +197,7 @@ def students(data: pd.DataFrame) -> pd.DataFrame:
             own = own[own["seed"].isin(runs["seed"])] if amount else own.head(1)
             taught, teacher = _means(runs, ("score", "agreement")), _means(own, ("score",))
             less = tables.versus(runs, part[part["amount"] == 0]) if amount else None
-            rows.append(first | {"zeroed": percent(amount), "students": taught["score"],
+            rows.append(first | {"zeroed": percent(amount, 1), "students": taught["score"],
                          LESS: tables.said(less).rpartition(" (")[0] if less and less["n"] else figures.DASH,
                          "agreement": taught["agreement"], "n": taught["n"], "teacher": teacher["score"]})
         rows.append(first | {"zeroed": "constant answer", "students": constant(data, task)["score"]})
@@ -215,7 +216,7 @@ def taught_in_words(data: pd.DataFrame, amount: float = 0.1) -> str:
         if lost["n"] and len(dense):
             students = figures.number(tables.versus(dense, part)["effect"])
             parts.append(f"{tasks.title(task)} {figures.number(lost['effect'])} and {students}")
-    return tables.listed(f"Here, points lost by teachers and by their students at {percent(amount)} zeroed:", parts,
+    return tables.listed(f"Here, points lost by teachers and by their students at {percent(amount, 1)} zeroed:", parts,
                          "no runs yet") + "."
 
 
@@ -334,7 +335,7 @@ def diagrams(data: pd.DataFrame, task: str) -> dict[str, pd.DataFrame]:
         for amount in options:
             runs = data[(data["task"] == task) & (data["method"] == method) & (data["amount"] == amount)]
             if len(runs):
-                found["dense" if not amount else f"{percent(amount)} {KIND[method]}"] = _bars(runs)
+                found["dense" if not amount else f"{percent(amount, 1)} {KIND[method]}"] = _bars(runs)
     return found
 
 
