@@ -166,7 +166,7 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 WHOLE = re.compile(r"<td>((?=[^<]*\d)[^<A-Za-z]{1,28}|[A-Z]+-\w)</td>")  # kept on one line: numbers, a task like STS-B
-LONG = re.compile(r"<td>((?=\S+\s)[^<]{40,})</td>")  # a sentence, which needs some width
+LONG = re.compile(r"<td>((?=[^<\s]+\s)[^<]{40,})</td>")  # a sentence, which needs some width
 FIRST = re.compile(r"(<tr>\s*)<td[^>]*>(.*?)</td>", re.DOTALL)
 
 

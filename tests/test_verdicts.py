@@ -548,12 +548,15 @@ def test_a_page_table_links_to_the_chapter_and_an_empty_one_says_so(capsys):
     shown = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdict_page, "display", lambda data, raw: shown.append(data["text/html"]))
-        two = pd.DataFrame({"effect": [-1.25, np.nan], "chapter": ["02_stark", "06_ksm#ablations"]})
+        long = "05_knowledge_probes#is-all-knowledge-necessary"  # 40 characters and more, but no sentence
+        two = pd.DataFrame({"effect": [-1.25, np.nan], "chapter": ["02_stark", long],
+                            "claim": ["a", "one two " * 6 + "."]})
         verdict_page.show(two, "Two claims")
         verdict_page.show(pd.DataFrame(columns=["effect"]), "No claims")
     (html,) = shown
     assert '<td><a href="02_stark.html#the-result">02</a></td>' in html
-    assert '<td><a href="06_ksm.html#ablations">06</a></td>' in html
+    assert f'<td><a href="{long.replace("#", ".html#")}">05</a></td>' in html
+    assert f'<td class="long">{"one two " * 6}.</td>' in html and "<td>a</td>" in html
     assert "<caption>Two claims.</caption>" in html
     assert '<td class="whole">−1.2</td>' in html and "<td>–</td>" in html
     assert capsys.readouterr().out == "No runs yet for: No claims\n"
