@@ -671,8 +671,8 @@ def test_a_sweep_that_is_ended_leaves_no_worker_and_keeps_its_runs(command, tmp_
     call = [sys.executable, "-m", "kdutils.sweep", "--list", "list", "--threads", "1"]
     process = subprocess.Popen(call, cwd=tmp_path, env=command.environment, stderr=subprocess.PIPE, text=True,
                                preexec_fn=_interruptible)
-    deadline = time.monotonic() + 30
-    while not (store.runs / "attempts" / specs[1].key).exists():
+    deadline, begun = time.monotonic() + 30, store.runs / "attempts" / specs[1].key
+    while not (begun.exists() and begun.read_text().endswith("\n")):  # a file is there before its first line is
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     worker = int(attempts(store, specs[1])[0].split()[0])
