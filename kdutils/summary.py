@@ -115,9 +115,9 @@ def ruled_out(table: pd.DataFrame) -> tuple[int, int]:
     return sum(one != DASH for one in found), found.count("no, ours smaller")
 
 
-def in_the_papers_metric(table: pd.DataFrame) -> tuple[int, int]:
+def by_the_papers_metric(table: pd.DataFrame) -> tuple[int, int]:
     """How many of the contradicted claims would be undecided, and how many of the undecided with an estimate decided,
-    if the rule read the metric that the paper prints."""
+    if the rule read the metric that the paper prints, on the tasks that it prints."""
     would = pd.Series([verdicts.verdict({"n": r.n, "low": r.like_low, "high": r.like_high}, r.null)
                        for r in table.itertuples()], table.index)
     known = table["like_low"].notna()

@@ -508,9 +508,9 @@ def test_the_undecided_that_are_too_small_and_what_another_metric_would_decide()
     table = pd.DataFrame({"verdict": ["undecided"] * 3 + ["holds", "contradicted"], "n": 5, "null": [0, -1, 0, 0, 0],
                           "paper_here": [1.0, 0.1, np.nan, 9.0, 9.0], "like_low": [-0.5] * 5, "like_high": [0.5] * 5})
     assert summary.ruled_out(table) == (2, 1)
-    assert summary.in_the_papers_metric(table) == (1, 1)  # the one with a margin, and the contradicted one
+    assert summary.by_the_papers_metric(table) == (1, 1)  # the one with a margin, and the contradicted one
     table["like_low"] = np.nan
-    assert summary.in_the_papers_metric(table) == (0, 0)
+    assert summary.by_the_papers_metric(table) == (0, 0)
 
 
 def test_a_claim_says_on_how_many_of_its_tasks_it_was_judged():
