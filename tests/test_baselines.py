@@ -105,6 +105,8 @@ def test_ckd_pairs_by_hand():
     row_2 = math.log(0.5) - 0.5 * (math.log(high) + math.log(low))
     found = baselines.pair_loss(student, teacher, real(1, 3))
     assert float(found) == pytest.approx((row_0 + row_1 + row_2) / 3, abs=1e-5)
+    apart = torch.eye(3)[None]  # no two alike: rows 0 and 1 are as row 1 above, row 2 is uniform in both
+    assert float(baselines.pair_loss(apart, teacher, real(1, 3))) == pytest.approx(2 * row_1 / 3, abs=1e-5)
     two = torch.tensor([[True, True, False]])  # each has one other: nothing to weigh
     assert float(baselines.pair_loss(student, teacher, two)) == pytest.approx(0, abs=1e-6)
 
@@ -365,7 +367,8 @@ def test_metakd_moves_the_teacher_then_teaches_from_it():
     student, teacher, rows = model(seed=1, layers=1), model(seed=2), batch()
     held = Encoded(rows["input_ids"].int(), rows["token_type_ids"].to(torch.int8), rows["attention_mask"].sum(1),
                    rows["labels"])
-    objective = metakd.MetaKD(student, teacher, held, batch_size=5, rate=1e-3, tau=2.0, seed=0)
+    objective = metakd.MetaKD(student, teacher.train(), held, batch_size=5, rate=1e-3, tau=2.0, seed=0)
+    assert not any(module.training for module in teacher.modules())
     dense, before = copy.deepcopy(teacher), checkpoints.hash_of(student)
     logits, _ = bert.forward(student, rows)
     terms = objective(rows, logits, None)
@@ -374,9 +377,10 @@ def test_metakd_moves_the_teacher_then_teaches_from_it():
     torch.testing.assert_close(terms["loss"], losses.stark(logits, told, rows["labels"], 2.0)["loss"])
     terms["loss"].backward()
     assert student.classifier.weight.grad.abs().sum() > 0
-    first = metakd.teacher_gradient(student, dense, rows, rows, 1e-3, 2.0)[0][-1]
-    moved = teacher.classifier.bias - dense.classifier.bias  # AdamW's first step is the rate against the sign
-    torch.testing.assert_close(moved, -metakd.TEACHER_RATE * 1e-3 * first.sign(), atol=2e-6, rtol=0)
+    first = metakd.teacher_gradient(student, dense, rows, rows, 1e-3, 2.0)[0][-2:]
+    for slope, now, was in zip(first, teacher.classifier.parameters(), dense.classifier.parameters(), strict=True):
+        moved = now - was  # AdamW's first step is the rate against the sign, without decay
+        torch.testing.assert_close(moved, -metakd.TEACHER_RATE * 1e-3 * slope.sign(), atol=2e-6, rtol=0)
 
 
 def test_metakds_quizzes_are_held_out_rows_and_its_teacher_a_copy(bench, monkeypatch):
@@ -405,6 +409,8 @@ def test_rewiring_changes_the_order_and_nothing_else():
     best = neurons[1].argmax()
     torch.testing.assert_close(wired.bert.encoder.layer[1].intermediate.dense.weight[0],
                                made.bert.encoder.layer[1].intermediate.dense.weight[best])
+    queries = [some.bert.encoder.layer[1].attention.self.query.weight.unflatten(0, (4, 8)) for some in (wired, made)]
+    torch.testing.assert_close(queries[0], queries[1][heads[1].argsort(descending=True)])
 
 
 @pytest.mark.parametrize("width", [1.0, 0.75, 0.3])
@@ -437,8 +443,8 @@ def test_elastic_is_the_sum_over_sub_networks():
     views = [(made, every), (narrow.eval(), every), (shallow.eval(), (1, 4))]
     for view, _ in views[1:]:
         view.train = lambda view=view: view  # dropout off, so that the value can be worked out
-    terms = dynabert.Elastic(views, teacher, weight=0.1, tau=2.0)(rows, *bert.forward(made, rows, tokens=True))
-    told, its = bert.forward(teacher, rows, tokens=True)
+    terms = dynabert.Elastic(views, teacher.train(), weight=0.1, tau=2.0)(rows, *bert.forward(made, rows, tokens=True))
+    told, its = bert.forward(teacher.eval(), rows, tokens=True)
     expected, mask = 0.0, rows["attention_mask"].bool()
     for view, layers in views:
         z, h = bert.forward(view, rows, tokens=True)

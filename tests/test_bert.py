@@ -158,6 +158,8 @@ def test_a_fresh_head_depends_on_its_seed_alone():
     weights = [bert.fresh_head(made, seed, outputs=3).classifier.weight.clone() for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert weights[0].shape == (3, 32) and made.classifier.bias.abs().max() == 0 and made.config.num_labels == 3
+    wide = bert.fresh_head(made, 1, outputs=200).classifier.weight.detach()
+    assert float(wide.std()) == pytest.approx(0.05, rel=0.05)
 
 
 def test_counts_by_hand():

@@ -105,11 +105,19 @@ def test_formulas_by_hand():
     a, b = "ksm-2/Random-All/rte best", "ksm-2/Random-All/rte worst"
     assert claims.evaluate({"difference": [a, b]}) == pytest.approx(10.1)
     assert claims.evaluate({"mean": ["peakd-4/SPS-1"]}) == pytest.approx((63.5 + 85.8 + 89.6 + 85.5) / 4)
+    assert claims.evaluate({"mean": ["peakd-4/SPS-1", a]}) == pytest.approx((63.5 + 85.8 + 89.6 + 85.5 + 68.4) / 5)
     share = claims.evaluate({"share": [a, b, a]})
     assert share == pytest.approx(1.0)
     auto, grid = [47, 51, 35, 46, 44, 42, 38, 38], [40, 50, 50, 50, 30, 60, 40, 50]
     r = claims.evaluate({"correlation": ["stark-auto-sparsity/STARK-AUTO4", "stark-auto-sparsity/STARK4"]})
     assert r == pytest.approx(np.corrcoef(auto, grid)[0, 1])
+
+
+@pytest.mark.parametrize(("relation", "within"), [("equal", True), ("at least", True), ("at most", True),
+                                                  ("above", False)])
+def test_a_number_at_the_stated_one_is_at_least_and_at_most_that_and_not_above(relation, within):
+    _, state = claims._compare(0.1 + 0.2, {relation: 0.3})
+    assert state == ("agrees" if within else "fails")
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,14 @@ def test_hard_learning_shows_the_student_g_of_a_and_the_critic_a():
         assert torch.equal(hard_action(step.action, 0.5), taken) and not torch.equal(step.action, taken)
 
 
+def test_a_trained_hard_selector_shows_the_student_g_of_a():
+    states = some_states()[0]
+    selector = Agent(WIDTH, BATCH, Choices(), seed=0).selector
+    own = selector(*(state[None] for state in states))[0].tolist()
+    taken = ksm.Trained(selector, Choices(hard=True, threshold=sum(own) / 4))(0, *states)
+    assert taken.tolist() == [float(a >= sum(own) / 4) for a in own] and 0 < sum(taken) < 4
+
+
 @pytest.mark.parametrize("change, message", [({"threshold": 2}, "threshold: got 2"), ({"phase": 0}, "phase: got 0"),
                                              ({"warmup": -1}, "warmup: got -1; allowed: a whole number from 0"),
                                              ({"episodes": 2.5}, "episodes: got 2.5; allowed: a whole number from 1"),
@@ -234,6 +242,50 @@ def test_the_actor_climbs_the_critic():
     for _ in range(20):
         agent._improve(student, teacher)
     assert value() > before
+
+
+def test_the_actor_does_not_move_the_state_that_the_critic_judges():
+    """A critic that looks at the state alone tells it nothing: its s is a given."""
+    agent = Agent(WIDTH, BATCH, Choices(calm=0.0), seed=0)
+    agent.critic[0].weight.data[:, -4:] = 0.0
+    before = snapshot(agent)
+    agent._improve(*(torch.stack(part) for part in zip(*some_states(count=3), strict=True)))
+    assert changed(agent, before) == set()
+
+
+def test_the_penalty_draws_logits_to_zero_from_either_side():
+    agent = Agent(WIDTH, BATCH, Choices(), seed=0)
+    torch.nn.init.zeros_(agent.critic[-1].weight)  # no action is better than another
+    bias = agent.selector.actor[-1].bias
+    bias.data = torch.tensor([3.0, -3.0, 3.0, -3.0])
+    agent._improve(*(torch.stack(part) for part in zip(*some_states(count=3), strict=True)))
+    assert (bias.detach() - torch.tensor([3.0, -3.0, 3.0, -3.0])).sign().tolist() == [-1, 1, -1, 1]
+
+
+def test_the_papers_update_takes_the_rewards_of_whole_phases(monkeypatch):
+    seen = []
+    monkeypatch.setattr(agents, "literal_losses", lambda *given: seen.append(given[3]) or literal_losses(*given))
+    three_steps(literal=True)
+    assert seen == pytest.approx([0.3, 0.1])
+
+
+def test_targets_are_what_the_slow_networks_say(monkeypatch):
+    agent, _ = three_steps()
+    slow, asked = agent.target[1][-1], []
+    torch.nn.init.zeros_(slow.weight)
+    torch.nn.init.constant_(slow.bias, 7.0)
+    monkeypatch.setattr(agents, "td_target", lambda *given: asked.append(given[1]) or td_target(*given))
+    agent.learn()
+    assert asked[0].tolist() == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_stage_one_begins_at_random_and_goes_on_with_noise(noise):
+    agent, states = Agent(WIDTH, BATCH, Choices(warmup=2, noise=noise), seed=0), some_states()[0]
+    own = agent.selector(*(state[None] for state in states))[0].detach()
+    apart = torch.stack([agent.act(*states) - own for _ in range(402)])
+    assert apart[:2].abs().amax(1).min() > 0.1  # uniform, far from what the actor says
+    assert float(apart[2:].std()) == pytest.approx(noise, abs=0.01) and float(apart[2:].mean().abs()) < 0.01
 
 
 def test_learning_lets_the_targets_follow():
@@ -385,7 +437,8 @@ def synthetic(method, **args):
     return runs.make("smoke", "synthetic", method, 0, **args)
 
 
-def test_rewards_come_from_held_out_rows(made):
+def test_rewards_come_from_held_out_rows(made, monkeypatch):
+    monkeypatch.setattr(runs, "REWARD_ROWS", len(made.data.held) // 2)
     held, dev = made.data.held, made.data.dev
     student = bert.load("tiny", 2, seed=1)
 
@@ -602,5 +655,7 @@ def test_a_transfer_names_the_run_whose_selector_it_tries(source, expected):
     found = runs._source(runs.make("mini", "mrpc", "transfer", 0, source=source, **layers))
     assert (found.task, found.seed) == expected and found.method == "KSM-soft"
     assert found in runs.plan("mini", found.task)
+    last = runs._source(runs.make("mini", "mrpc", "transfer", 4, source=source, **layers))
+    assert last.seed == (0 if source == "seed" else 4)  # after the last seed comes the first
     with pytest.raises(ValueError, match=r"source: got 'sed'; allowed: seed, task, depth"):
         runs._source(runs.make("mini", "mrpc", "transfer", 0, source="sed"))

@@ -280,6 +280,27 @@ def test_the_first_of_several_processes_decides_which_epoch_is_kept(smoke, monke
     assert peakd.pretrain(bert.load("tiny", 2), rows, 2, settings, seed=0).best == {"epoch": 2, "dev": {"gain": -0.5}}
 
 
+def test_every_seed_holds_out_rows_and_draws_a_head_of_its_own(smoke, monkeypatch):
+    settings, rows = smoke
+    seen = []
+
+    def begun(student, used, *_, evaluate, **__):
+        seen.append((used.labels.tolist(), student.classifier.weight.tolist()))
+        evaluate(student)
+
+    def asked(worker, held, **_):
+        assert sorted(held.labels.tolist() + seen[-1][0]) == list(range(64))  # no row is trained on and held out
+        raise InterruptedError
+
+    monkeypatch.setattr(peakd.distil, "train", begun)
+    monkeypatch.setattr(peakd, "ask", asked)
+    for seed in (0, 1, 1):
+        with pytest.raises(InterruptedError):
+            peakd.pretrain(bert.load("tiny", 2), rows.with_labels(torch.arange(64)), 64, settings, seed)
+    first, second, again = seen
+    assert second == again and not any(one == other for one, other in zip(first, second, strict=True))
+
+
 def test_a_control_is_pretrained_exactly_as_the_run_that_it_controls(smoke):
     """On the same labels, told which epoch the other kept, it ends with the very same weights after as many steps."""
     settings, rows = smoke
@@ -413,6 +434,8 @@ def test_fold_teachers_answer_for_the_other_half_and_are_asked_once_for_all_seed
         checkpoints.save(model, path)
     monkeypatch.setattr(common, "weights", lambda half: paths[half.args["fold"]])
     made = common.Bench(settings, data.load("synthetic", settings), None, {}, "cpu", "")
+    first, second = (fold.tolist() for fold in chapter._folds(len(rows)))
+    assert sorted(first + second) == list(range(64)) and len(first) == 32 and first != sorted(first)
     found = chapter._crossfit(chapter.one("smoke", "synthetic", "PTP-crossfit", 0), made)
     for model, other in zip(folds, reversed(chapter._folds(len(rows))), strict=True):
         assert torch.equal(found[other], teacher.ask(model, rows.take(other)).logits)

@@ -53,6 +53,7 @@ def test_removed_units():
     gone = bert.counts(dense)["encoder"] - bert.counts(made)["encoder"]
     assert gone == 8 * unit[0] + 128 * unit[1]
     assert checkpoints.hash_of(pilot.remove_units(model(), 0.5, 0)) == checkpoints.hash_of(made)
+    assert checkpoints.hash_of(pilot.remove_units(model(), 0.5, 1)) != checkpoints.hash_of(made)
     assert checkpoints.hash_of(pilot.remove_units(model(), 0.0, 0)) == checkpoints.hash_of(dense)
     for amount in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"amount: got {amount}; allowed: 0 to 1"):

@@ -157,6 +157,9 @@ def test_evaluation_of_a_pack_is_each_students_own():
     for one, other in zip(alone, packed, strict=True):
         assert list(one["dev"]) == list(other["dev"])
         assert all(other[name] == pytest.approx(one[name], abs=1e-5) for name in sets)
+    others = {name: Signals(-told.logits) for name, told in signals.items()}  # of two students of an earlier pack
+    later = replicas.evaluator(DATA.task, sets, [others, others, signals, signals])(stacked.stack(students), 2, True, 2)
+    assert later == packed
     outcome = replicas.train_many(students, DATA.train, TASK, replace(SETTINGS, epochs=2), seeds=[1, 2],
                                   evaluate=replicas.evaluator(DATA.task, sets), **ON)[1]
     assert [list(found) for found in outcome.epochs] == [["dev"], ["dev", "test"]]

@@ -56,6 +56,11 @@ def test_contradicted_and_undecided_by_interval():
     assert judged(pair("mrpc", [-1.0, 2.0, -1.5, 0.5, 2.5]))["pooled"]["verdict"] == "undecided"
 
 
+def test_an_interval_that_ends_at_the_null_decides_nothing():
+    for low, high in ((-0.5, 1.0), (-2.0, -0.5)):
+        assert verdicts.verdict({"n": 5, "low": low, "high": high}, -0.5) == "undecided"
+
+
 def test_undecided_with_fewer_than_five_seeds_however_large_the_effect():
     rows = judged(pair("mrpc", [20.0, 20.1, 20.2, 19.9]))
     assert rows["mrpc"]["low"] > 0
@@ -153,11 +158,11 @@ def test_tasks_without_a_seed_in_common_are_undecided():
 
 def test_nearly_is_judged_against_the_margin():
     nearly = CLAIM | {"kind": "nearly", "margin": 0.5}
-    close, far = [-0.1, 0.1, -0.2, 0.0, 0.2], [-1.0, -1.1, -0.9, -1.2, -0.8]
+    close, far = [-0.1, 0.1, -0.2, 0.0, 0.3], [-1.0, -1.1, -0.9, -1.2, -0.8]
     assert judged(pair("mrpc", close))["pooled"]["verdict"] == "undecided"
-    row = judged(pair("mrpc", close), nearly)["pooled"]
-    assert row["verdict"] == "holds"
-    assert row["p"] == pytest.approx(stats.ttest_1samp(close, -0.5).pvalue)
+    for row in judged(pair("mrpc", close), nearly).values():  # the task's and the pooled one
+        assert row["verdict"] == "holds"
+        assert row["p"] == pytest.approx(stats.ttest_1samp(close, -0.5).pvalue)
     assert judged(pair("mrpc", far), nearly)["pooled"]["verdict"] == "contradicted"
     assert judged(pair("mrpc", [-2.0, 1.0, -1.5, 0.9, -0.9]), nearly)["pooled"]["verdict"] == "undecided"
 
@@ -369,15 +374,26 @@ def test_a_spread_claim_on_unpaired_runs_per_task_and_pooled():
     assert swapped["pooled"]["verdict"] == "contradicted"
 
 
+def test_pooled_spreads_have_welchs_degrees_of_freedom():
+    """The mean of two estimates is half the difference of two groups, one of them with its sign turned."""
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(1, 3, 5), rng.normal(2, 1, 8)
+    found = intervals.pool_spreads([intervals.paired(values) | {"df": len(values) - 1} for values in (x, y)])
+    welch = stats.ttest_ind(x, -y, equal_var=False)
+    low, high = welch.confidence_interval()
+    assert [found[k] for k in ("low", "high", "p", "n")] == pytest.approx([low / 2, high / 2, welch.pvalue, 5])
+
+
 def test_a_spread_claim_reads_runs_of_one_teacher():
     """A second teacher's runs, twenty points higher, would widen side A alone."""
     a, b = RNG.normal(0.6, 0.01, 60), RNG.normal(0.6, 0.01, 60)
     a[40:50] += 0.2
     teachers = ["x"] * 40 + ["y"] * 10 + ["x"] * 10
     data = pd.concat([runs("A", "mrpc", a, **{TEACHER: teachers}), runs("B", "mrpc", b, **{TEACHER: ["x"] * 60})])
-    row = judged(data, kind="wider", seeds=50)["mrpc"]
     spreads = [100 * np.abs(x - np.median(x)).mean() for x in (np.delete(a, range(40, 50)), b[:50])]
-    assert row["n"] == 50 and row["effect"] == pytest.approx(spreads[0] - spreads[1])
+    for first in (data, data.iloc[40:]):  # it is the first seed's, wherever the records of that seed stand
+        row = judged(pd.concat([first, data.iloc[: 120 - len(first)]]), kind="wider", seeds=50)["mrpc"]
+        assert row["n"] == 50 and row["effect"] == pytest.approx(spreads[0] - spreads[1])
 
 
 def test_a_correlation_claim_over_tasks_and_students():
@@ -389,6 +405,8 @@ def test_a_correlation_claim_over_tasks_and_students():
         held = {0.3: 0.6, 0.6: 0.6} | {best: 0.9}
         parts.append(grid(task, held).assign(student=student))
         parts.append(runs("Auto", task, [0.5] * 5, student=student, extra_sparsity=peak))
+    few = {"student": "smaller", "extra_sparsity": 0.9}
+    parts += [grid("mrpc").assign(student="smaller"), runs("Auto", "mrpc", [0.5] * 4, **few)]  # four seeds: no point
     b = {"method": "STARK", "choose": "sparsity"}
     claim = {"id": "r", "kind": "correlation", "seeds": 6, "tasks": ["mrpc", "sst2", "stsb"], "b": b}
     claim["a"] = {"method": "Auto", "value": "extra_sparsity"}
@@ -417,6 +435,8 @@ def test_a_correlation_within_groups_pays_for_their_means():
     one = intervals.correlation(x, noise)
     assert (one["p"], one["low"], one["high"]) == pytest.approx((own.pvalue, *own.confidence_interval()))
     assert np.isnan(intervals.correlation(x[:5], noise[:5], groups=3)["effect"])
+    many = np.arange(29)  # as many as find an r of 0.5 four times in five, by tables of power
+    assert intervals.correlation(many, many % 5)["smallest"] == pytest.approx(0.5, abs=0.001)
 
 
 # ---------------------------------------------------------------------------------------------- Holm and power
@@ -436,6 +456,20 @@ def test_holm_by_hand_and_by_closed_testing():
 def test_holm_counts_claims_without_runs_in_the_family():
     adjusted = intervals.holm([0.01, np.nan, np.nan])
     assert adjusted[0] == pytest.approx(0.03) and np.isnan(adjusted[1:]).all()
+
+
+def test_only_claims_that_can_be_decided_have_a_p_in_the_family(monkeypatch):
+    """Four points have a p, but no verdict: it is nothing that Holm's correction may go through before others."""
+    found = {"kd-beats-ft": (5, 0.001, "holds"), "auto-correlation": (4, 1e-9, "undecided")}
+
+    def judge(data, claim, profile):
+        n, p, said = found.get(claim["id"], (0, np.nan, "no runs yet"))
+        return [{"claim": claim["id"], "task": "pooled", "verdict": said, "n": n, "p": p}]
+
+    monkeypatch.setattr(verdicts, "judge", judge)
+    table = verdicts.verdicts(NONE, "mini")[0].set_index("claim")
+    assert table.loc["kd-beats-ft", "p_holm"] == pytest.approx(0.001 * len(table))
+    assert set(table["p_holm"].dropna().index) == {"kd-beats-ft"}
 
 
 @pytest.mark.parametrize(("n", "sd"), [(5, 2.0), (10, 1.0)])
@@ -511,6 +545,13 @@ def test_the_undecided_that_are_too_small_and_what_another_metric_would_decide()
     assert summary.by_the_papers_metric(table) == (1, 1)  # the one with a margin, and the contradicted one
     table["like_low"] = np.nan
     assert summary.by_the_papers_metric(table) == (0, 0)
+
+
+def test_what_a_task_alone_could_have_seen_is_counted_from_the_null():
+    parts = pd.DataFrame([{"claim": "c", "task": "mrpc", "verdict": "holds", "n": 5, "planned": 5, "smallest": 1.3,
+                           "effect": 0.0, "low": -0.4, "high": 0.4}])
+    about = pd.DataFrame([{"claim": "c", "number": 3, "short": "nearly", "null": -0.5}])
+    assert summary.apart(parts, about)["seen"].tolist() == ["0.8"]
 
 
 def test_a_claim_says_on_how_many_of_its_tasks_it_was_judged():
