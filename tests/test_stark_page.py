@@ -217,6 +217,10 @@ def test_ablations_compare_equal_sparsities_and_seeds(data):
     tradeoff = stark_page.tradeoff(data)
     assert set(tradeoff["lambda"]) == {0.0, 0.25, 0.5, 0.75, 1.0} and set(tradeoff["seed"]) == set(range(5))
     assert len(tradeoff) == 2 * 5 * 5
+    begun = data[(data["task"] != "mrpc") | (data["lam"] != 0.25) | (data["seed"] == 0)]  # one seed of five is there
+    there = stark_page.tradeoff(begun).groupby("task")["lambda"].unique()
+    assert set(there.pop("mrpc")) == {0.0, 0.5, 0.75, 1.0}
+    assert all(set(each) == set(tradeoff["lambda"]) for each in there)
     single = stark_page.unstructured(data)
     assert list(single["sparsity"]) == ["40\xa0%", "40\xa0%"] and single["difference"].iloc[0] == "0.0 (5)"
     scales = stark_page.scales(data)

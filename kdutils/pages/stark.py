@@ -448,13 +448,16 @@ def gap_in_words(data: pd.DataFrame) -> str:
 
 
 def tradeoff(data: pd.DataFrame) -> pd.DataFrame:
-    """The runs of every lambda at the sparsity where they were all run, with `lambda`."""
+    """The runs of every lambda at the sparsity where they were all run, with `lambda`; one that lacks seeds of the
+    others waits until they are there."""
     runs = data[(data["method"] == "STARK") & (data["base"] == "KD") & (data["protocol"] == "clean")
                 & (data["student"] == "dropped") & data["scores"].isin(["knowledgeable", *LAMBDAS])]
     lam = runs["scores"].map(LAMBDAS).fillna(runs["lam"]).astype(float).fillna(0.5)
     runs = runs.assign(**{"lambda": lam})
     varied = runs[runs["lambda"] != 0.5][["task", "sparsity", "seed"]].drop_duplicates()
-    return runs.merge(varied, on=["task", "sparsity", "seed"])
+    runs = runs.merge(varied, on=["task", "sparsity", "seed"])
+    seeds = runs.groupby(["task", "lambda"])["seed"].transform("nunique")
+    return runs[seeds == seeds.groupby(runs["task"]).transform("max")]
 
 
 def tradeoff_in_words(data: pd.DataFrame) -> str:

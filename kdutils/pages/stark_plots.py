@@ -172,8 +172,9 @@ def lines(runs: pd.DataFrame, x: str, xlabel: str):
     for ax, name in zip(axes, names, strict=True):
         part = whole(runs[runs["task"] == name], x)
         figures.curve(ax, part, x, "score")
-        title = f"{tasks.title(name)}, {share_of(part)} removed (n = {part['seed'].nunique()})"
-        ax.set(title=title, xlabel=xlabel, ylabel=tasks.readable(f"{tasks.get(name).verdict_metric}, points"))
+        title = f"{tasks.title(name)} (n = {part['seed'].nunique()})\n{share_of(part)} removed"
+        ax.set(title=title, xlabel="", ylabel=tasks.readable(f"{tasks.get(name).verdict_metric}, points"))
+    fig.supxlabel(xlabel, fontsize="medium")
     return fig
 
 
@@ -182,4 +183,4 @@ def lines_in_words(runs: pd.DataFrame, x: str) -> str:
     kept = [whole(part, x) for _, part in runs.groupby("task", sort=False)]
     means = (pd.concat(kept).groupby(["task", x])["score"].mean() * 100).round(1) if kept else {}
     return tables.listed(f"Mean score by task and {x}.",
-                         [f"{task} {value:g}: {mean}" for (task, value), mean in means.items()])
+                         [f"{tasks.title(task)} at {value:g}: {mean}" for (task, value), mean in means.items()])
