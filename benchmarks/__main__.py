@@ -61,7 +61,7 @@ def record_of(part: str, task: str, rows: list[dict], load: float) -> dict:
         "dtype": str(bert.compute_dtype("auto", distil.best_device())).removeprefix("torch."), "load": load,
         "versions": provenance.versions(), "commit": commit[0], "dirty": commit[1],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }
 
 
 def keep(record: dict) -> None:

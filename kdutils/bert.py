@@ -247,6 +247,7 @@ def keep_layers(model, layers: Sequence[int]):
     if not layers or not all(1 <= i <= total for i in layers):
         raise ValueError(f"layers: got {tuple(layers)}; allowed: one or more of 1..{total}")
     made = copy.deepcopy(model)
+    # each a copy of its own, so that a layer named twice is not shared
     made.bert.encoder.layer = nn.ModuleList(copy.deepcopy(model.bert.encoder.layer[i - 1]) for i in layers)
     made.config.num_hidden_layers = len(layers)
     return made
@@ -320,17 +321,15 @@ def prune(model, heads: Sequence[torch.Tensor], neurons: Sequence[torch.Tensor])
 
 
 def _select(linear: nn.Linear, rows=slice(None), columns=slice(None)) -> nn.Linear:
-    bias = None if linear.bias is None else linear.bias.data[rows]
-    return linear_of(linear.weight.data[rows][:, columns], bias)
+    return linear_of(linear.weight.data[rows][:, columns], linear.bias.data[rows])
 
 
-def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+def linear_of(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
     """A layer of copies of `weight` and `bias`; made small and then filled, since torch warns about empty ones."""
-    made = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias is not None)
+    made = nn.utils.skip_init(nn.Linear, 1, 1)
     made.out_features, made.in_features = weight.shape
     made.weight = nn.Parameter(weight.clone())
-    if bias is not None:
-        made.bias = nn.Parameter(bias.clone())
+    made.bias = nn.Parameter(bias.clone())
     return made
 
 

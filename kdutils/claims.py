@@ -45,10 +45,8 @@ def load(path: Path | None = None) -> dict[str, Any]:
             tasks.get(task)
         if claim["kind"] not in KINDS:
             raise ValueError(f"{claim['id']}: kind: got {claim['kind']!r}; allowed: {', '.join(KINDS)}")
-        for sides in (claim, *claim.get("at", {}).values()):
-            sides |= {side: {"chapter": claim["chapter"]} | sides[side] for side in "ab" if side in sides}
-        if claim.get("paper_effect"):
-            evaluate(claim["paper_effect"], data)
+        for sides in (claim, *claim.get("at", {}).values()):  # a side's runs are of the claim's chapter, unless it says
+            sides.update({side: {"chapter": claim["chapter"]} | sides[side] for side in "ab" if side in sides})
     return data
 
 
@@ -62,12 +60,11 @@ def _need(what: str, found: dict, names: tuple[str, ...]) -> None:
         raise ValueError(f"{what}: got no {', '.join(lacking)}; allowed: {', '.join(names)} and more")
 
 
-def published(data: dict[str, Any] | None = None) -> pd.DataFrame:
+def published() -> pd.DataFrame:
     """One row a printed number: paper, table (its key), printed (its name in the paper), row, task, metric, split,
     value (NaN where not printed) and copies (what other copies of the paper print in its place, or an empty tuple)."""
-    data = data or load()
     rows = []
-    for name, table in data["tables"].items():
+    for name, table in load()["tables"].items():
         differing = {(d["row"], d["column"]): tuple(d["copies"]) for d in table.get("copies_differ", [])}
         for row, values in table["rows"].items():
             for column, value in zip(table["columns"], values, strict=True):
@@ -80,12 +77,13 @@ def published(data: dict[str, Any] | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"value": float})
 
 
-def _row(ref: str, data: dict[str, Any]) -> tuple[dict, str, str | None]:
+def _row(ref: str) -> tuple[dict, str, str | None]:
     """(table, row, column or None) of a reference; ValueError names what is not there."""
     name, _, rest = ref.partition("/")
-    table = data["tables"].get(name)
+    tables = load()["tables"]
+    table = tables.get(name)
     if table is None:
-        raise ValueError(f"cell: got table {name!r}; allowed: {', '.join(data['tables'])}")
+        raise ValueError(f"cell: got table {name!r}; allowed: {', '.join(tables)}")
     if rest in table["rows"]:
         return table, rest, None
     row, _, column = rest.rpartition("/")  # a row's name may hold a slash, a column's does not
@@ -99,43 +97,42 @@ def at(claim: dict[str, Any], profile: str) -> dict[str, Any]:
     return claim | claim.get("at", {}).get(profile, {})
 
 
-def cell(ref: str, data: dict[str, Any] | None = None) -> float:
+def cell(ref: str) -> float:
     """The value of `table/row/column`; NaN where the paper prints none."""
-    table, row, column = _row(ref, data or load())
+    table, row, column = _row(ref)
     if column is None:
         raise ValueError(f"cell: got {ref!r}, a row; allowed: table/row/column")
     value = table["rows"][row][table["columns"].index(column)]
     return np.nan if value is None else float(value)
 
 
-def task_cells(ref: str, data: dict[str, Any] | None = None) -> np.ndarray:
+def task_cells(ref: str) -> np.ndarray:
     """The values of `table/row` that its printed average is a mean of."""
-    table, row, _ = _row(ref, data or load())
+    table, row, _ = _row(ref)
     columns = table.get("average_of") or [c for c in table["columns"] if c != AVERAGE]
     values = dict(zip(table["columns"], table["rows"][row], strict=True))
     return np.array([np.nan if values[c] is None else values[c] for c in columns], dtype=float)
 
 
-def evaluate(formula: dict[str, Any], data: dict[str, Any] | None = None) -> float:
+def evaluate(formula: dict[str, Any]) -> float:
     """The value of a formula over published cells (see the module's docstring)."""
-    data = data or load()
     (kind, operands), *more = formula.items()
     if more or kind not in ("value", "mean", "difference", "share", "correlation"):
         raise ValueError(f"formula: got {formula!r}; allowed: one of value, mean, difference, share, correlation")
     if kind == "value":
-        return cell(operands, data)
+        return cell(operands)
     if kind == "mean":
-        return _mean(operands, data)
+        return _mean(operands)
     if kind == "correlation":
-        return float(pearsonr(*(task_cells(ref, data) for ref in operands)).statistic)
-    values = [_mean(o, data) if isinstance(o, list) else cell(o, data) for o in operands]
+        return float(pearsonr(*(task_cells(ref) for ref in operands)).statistic)
+    values = [_mean(o) if isinstance(o, list) else cell(o) for o in operands]
     if kind == "difference":
         return values[0] - values[1]
     x, bottom, top = values
     return (x - bottom) / (top - bottom)
 
 
-def on_tasks(formula: dict[str, Any], metrics: dict[str, str], data: dict[str, Any] | None = None) -> float:
+def on_tasks(formula: dict[str, Any], metrics: dict[str, str]) -> float:
     """A `difference` with the averages in it taken over some tasks alone, {task: metric}; NaN for any other formula,
     and where the paper does not print one of those cells."""
     if "difference" not in formula:
@@ -145,7 +142,7 @@ def on_tasks(formula: dict[str, Any], metrics: dict[str, str], data: dict[str, A
     for operand in formula["difference"]:
         cells = []
         for ref in operand if isinstance(operand, list) else [operand]:
-            table, row, column = _row(ref, data or load())
+            table, row, column = _row(ref)
             values = dict(zip(table["columns"], table["rows"][row], strict=True))
             asked = wanted if column in (None, AVERAGE) else [c for c in (column,) if c in wanted]
             cells += [values.get(c) for c in asked]
@@ -154,30 +151,29 @@ def on_tasks(formula: dict[str, Any], metrics: dict[str, str], data: dict[str, A
     return float(np.mean(sides[0]) - np.mean(sides[1])) if known else np.nan
 
 
-def printed_tasks(formula: dict[str, Any], metrics: dict[str, str], data: dict[str, Any] | None = None) -> list[str]:
+def printed_tasks(formula: dict[str, Any], metrics: dict[str, str]) -> list[str]:
     """Those of the tasks, {task: metric}, on which the paper prints a `difference` (see `on_tasks`)."""
-    return [task for task in metrics if not np.isnan(on_tasks(formula, {task: metrics[task]}, data))]
+    return [task for task in metrics if not np.isnan(on_tasks(formula, {task: metrics[task]}))]
 
 
-def _mean(refs: list[str], data: dict[str, Any]) -> float:
-    parts = [[cell(ref, data)] if _row(ref, data)[2] else task_cells(ref, data) for ref in refs]
+def _mean(refs: list[str]) -> float:
+    parts = [[cell(ref)] if _row(ref)[2] else task_cells(ref) for ref in refs]
     return float(np.mean(np.concatenate(parts)))
 
 
-def averages(data: dict[str, Any] | None = None) -> pd.DataFrame:
+def averages() -> pd.DataFrame:
     """Every printed average beside the mean of its row, and whether they agree.
 
     `agrees`: the mean rounds to the printed value. `rounding`: it does not, but that of the unrounded entries may.
     `differs`: no entries that round to the printed ones can.
     """
-    data = data or load()
     rows = []
-    for name, table in data["tables"].items():
+    for name, table in load()["tables"].items():
         if AVERAGE not in table["columns"] or len(table["columns"]) == 1:
             continue
         half = 0.5 if table.get("metric") == "sparsity" else 0.05  # half a unit of the last printed digit
         for row in table["rows"]:
-            printed, mean = cell(f"{name}/{row}/{AVERAGE}", data), task_cells(f"{name}/{row}", data).mean()
+            printed, mean = cell(f"{name}/{row}/{AVERAGE}"), task_cells(f"{name}/{row}").mean()
             if np.isnan(printed) or np.isnan(mean):
                 continue
             gap = abs(printed - mean) - 1e-9
@@ -186,13 +182,12 @@ def averages(data: dict[str, Any] | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def checks(data: dict[str, Any] | None = None) -> pd.DataFrame:
+def checks() -> pd.DataFrame:
     """What the papers say of their own numbers, worked out again: id, paper, text, expects ("= 35", "" for a remark),
     computed, and state: `agrees`, `fails` or `remark`."""
-    data = data or load()
     rows = []
-    for entry in data["checks"]:
-        computed = evaluate(entry["computed"], data)
+    for entry in load()["checks"]:
+        computed = evaluate(entry["computed"])
         expects, state = _compare(computed, entry.get("expects"))
         fixed = {name: entry[name] for name in ("id", "paper", "text")}
         rows.append(fixed | {"expects": expects, "computed": computed, "state": state})

@@ -8,6 +8,7 @@ import importlib.metadata
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,10 +43,6 @@ class Encoded:
     def take(self, rows) -> Encoded:
         """The same rows' tensors, in the order of `rows`."""
         return Encoded(self.ids[rows], self.segments[rows], self.lengths[rows], self.labels[rows])
-
-    def with_labels(self, labels: torch.Tensor) -> Encoded:
-        """The same rows with the labels [n]."""
-        return replace(self, labels=labels)
 
     def fingerprint(self) -> str:
         """16 hex digits that change with any token or label."""
@@ -131,7 +128,7 @@ def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
         if why := without_glue(task):
             raise BadLayout(why)
         with bert.quiet(logging):
-            found = load_dataset(source, task.name)
+            found = load_dataset(source, task.name, cache_dir=_cache_of(source, task.name))
         splits = {"train": "train", "dev": task.dev_split, "mismatched": task.mismatched_split, "test": task.test_split}
         parts = {name: _part(task, found, split) for name, split in splits.items() if split}
     except Exception as error:
@@ -143,6 +140,19 @@ def _glue(task: tasks.Task, settings: Settings) -> dict[str, dict]:
     if task.name == "sst2" and settings.rows:
         parts |= _sst2_test(parts["train"])
     return _hold_out(parts, settings)
+
+
+def _cache_of(source: str, name: str) -> str | None:
+    """Where `datasets` keeps what it reads of a task in a folder: a place that changes with the folder and its files,
+    since its own is named by the folder's last name alone, and would answer for another folder's rows or for older
+    ones. None for the hub, whose revisions it tells apart."""
+    from datasets import config
+
+    files = sorted(path for path in Path(source, name).rglob("*") if path.is_file())
+    if not files:
+        return None
+    state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return str(Path(config.HF_DATASETS_CACHE, hashlib.sha256(repr(state).encode()).hexdigest()[:16]))
 
 
 def _part(task: tasks.Task, found, split: str) -> dict:

@@ -298,17 +298,12 @@ def evaluator(task: tasks.Task, sets: dict[str, Encoded], teacher: dict[str, Sig
             if name == "test" and not last:
                 continue
             logits = ask(model, rows, precision=None).logits
-            made[name] = ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
+            made[name] = tasks.score(task, logits.numpy(), rows.labels.numpy())
             if teacher:
                 made[name]["agreement"] = agreement(task, logits, teacher[name].logits)
         return made
 
     return evaluate
-
-
-def ordered(task: tasks.Task, values: dict) -> dict:
-    """Metrics with the task's own first, the paper's leading."""
-    return {k: values[k] for k in (*task.metrics, *(k for k in values if k not in task.metrics))}
 
 
 def agreement(task: tasks.Task, student: torch.Tensor, teacher: torch.Tensor) -> float:

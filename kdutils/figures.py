@@ -67,7 +67,7 @@ def runs(chapter: str, profile: str, task: str = "all", train: bool = False,
         Store().check_writable()
     while missing and train:
         before = missing
-        ensure(missing, experiments.run, train=True)
+        ensure(missing, experiments.run)
         found, missing = look_up(planned())  # some runs are planned only once those that they build on are there
         if missing == before:
             made = f"{len(missing)} runs were made but are not in the store, such as {missing[0]}"
@@ -75,18 +75,6 @@ def runs(chapter: str, profile: str, task: str = "all", train: bool = False,
     if not found:
         raise in_one_line(MissingRuns(missing, command_for(missing)))
     return Runs(found, missing, frame(found))
-
-
-def missing(specs: Iterable[Spec]) -> None:
-    """Print how many runs of each method and task are not there yet, and the one command that makes them."""
-    specs = list(specs)
-    if not specs:
-        print("All planned runs are here.")
-        return
-    counts = pd.Series([f"{spec.task} {spec.method}" for spec in specs]).value_counts(sort=False)
-    listed = ", ".join(f"{name} ({count})" for name, count in counts.items())
-    command = " \\\n    --".join(command_for(specs).split(" --"))  # a line of its own for each option
-    print("\n".join([*textwrap.wrap(f"Not run yet: {listed}.", 76), "They are made by:", command]))
 
 
 def provenance(records: Iterable[Record]) -> None:

@@ -106,11 +106,10 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def terms(batch: dict, logits: torch.Tensor, states: torch.Tensor, teacher: Signals, assigned: Sequence[int],
-          tau: float, literal: bool = False) -> dict[str, torch.Tensor]:
+          tau: float) -> dict[str, torch.Tensor]:
     """All four losses of one batch by name, from one pass of the student and the teacher's signals of those rows."""
-    return {"FinK": fink(logits, batch["labels"], literal), "ResK": resk(logits, teacher.logits, tau, literal),
-            "FeaK": feak(states, teacher.states, assigned, literal),
-            "RelK": relk(states, teacher.states, assigned, literal)}
+    return {"FinK": fink(logits, batch["labels"]), "ResK": resk(logits, teacher.logits, tau),
+            "FeaK": feak(states, teacher.states, assigned), "RelK": relk(states, teacher.states, assigned)}
 
 
 class Selective:
@@ -118,7 +117,7 @@ class Selective:
 
     `select(step, student, teacher)` gets the step, from 0, and both models' last [CLS] states [b, d], detached; it
     returns the action: four numbers from 0 to 1. Each loss is divided by its mean over the first `first` steps (a
-    running mean until then; `first=0`: undivided) and multiplied by its `weights`. A type whose action is 0 is left out
+    running mean until then) and multiplied by its `weights`. A type whose action is 0 is left out
     altogether, and an action of zeros leaves every parameter without a gradient, so that the optimiser skips the step.
     `actions` and `sizes` (the undivided losses) hold one row a step.
     """
@@ -126,18 +125,18 @@ class Selective:
     states, tokens = True, False
 
     def __init__(self, teacher: Signals, assigned: Sequence[int], select: Callable, tau: float,
-                 weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), literal: bool = False, first: int = FIRST):
+                 weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), first: int = FIRST):
         if len(weights) != len(TYPES) or min(weights) < 0:
             raise ValueError(f"weights: got {tuple(weights)}; allowed: four numbers from 0")
         self.teacher, self.assigned, self.select, self.tau = teacher, tuple(assigned), select, tau
-        self.weights, self.literal, self.first = tuple(weights), literal, first
+        self.weights, self.first = tuple(weights), first
         self.actions: list[tuple[float, ...]] = []
         self.sizes: list[torch.Tensor] = []
         self._sum = torch.zeros(len(TYPES))
 
     def __call__(self, batch: dict, logits: torch.Tensor, states: torch.Tensor) -> dict[str, torch.Tensor]:
         told = self.teacher.at(batch["index"])
-        parts = terms(batch, logits, states, told, self.assigned, self.tau, self.literal)
+        parts = terms(batch, logits, states, told, self.assigned, self.tau)
         scale = self._scale(torch.stack([v.detach() for v in parts.values()]))
         chosen = self.select(len(self.actions), states[:, -1].detach(), told.states[:, -1])
         action = tuple(float(a) for a in chosen)
@@ -148,8 +147,6 @@ class Selective:
 
     def _scale(self, now: torch.Tensor) -> torch.Tensor:
         self.sizes.append(now)  # not on the CPU: that is waited for
-        if not self.first:
-            return torch.ones_like(now)
         if len(self.sizes) <= self.first:
             self._sum = self._sum.to(now) + now
         return (self._sum / min(len(self.sizes), self.first)).clamp_min(1e-20)

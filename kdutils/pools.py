@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
+from unittest import mock
 
 from tqdm import tqdm
 
@@ -123,17 +124,6 @@ def _serve(pipe: connection.Connection, run: Run, packed: Packed | None, store: 
             _attempt(pipe.recv(), run, packed, store, pipe.send)
 
 
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 class _Slot:
     """Room for one worker process, which is kept between packs and replaced when it has died or a run has failed.
 
@@ -150,7 +140,7 @@ class _Slot:
         if self.process is None:
             self.pipe, theirs = _spawn.Pipe()
             self.process = _spawn.Process(target=_serve, args=(theirs, *self.arguments), daemon=True)
-            with _environment(self.environment):  # thread counts and GPUs are read when libraries load
+            with mock.patch.dict(os.environ, self.environment):  # thread counts and GPUs are read when libraries load
                 self.process.start()
             theirs.close()
         self.left, self.busy, self.failed = specs, [], False
@@ -190,7 +180,7 @@ class _Slot:
 def local(
     packs: Sequence[list[Spec]], run: Run, store: Store, environments: Sequence[dict[str, str]], per_gpu: int,
     retries: int, packed: Packed | None = None,
-) -> Iterator[Event]:  # fmt: skip
+) -> Iterator[Event]:
     """Run `packs` in as many spawned processes as there are `environments`, each with those variables set; `packed`
     runs those of more than one spec. What is left of a pack whose worker was killed is tried again in two halves."""
     lock = _spawn.RLock()
@@ -228,7 +218,7 @@ def together(specs: Sequence[Spec], run: Run, store: Store) -> Iterator[Event]:
     """Run `specs` one after the other in this process and in those launched beside it, which all train each run."""
     for spec in specs:
         try:
-            run_once(spec, run, store, wait=True)
+            run_once(spec, run, store)
         except Exception:
             yield spec, "failed", traceback.format_exc()
         else:
@@ -237,7 +227,7 @@ def together(specs: Sequence[Spec], run: Run, store: Store) -> Iterator[Event]:
 
 def _ray_task(spec: Spec, run: Run, store: Store, per_gpu: int) -> None:
     _cap_memory(per_gpu)
-    run_once(spec, run, store, wait=True)
+    run_once(spec, run, store)
 
 
 def on_ray(
@@ -246,12 +236,10 @@ def on_ray(
     """Run `specs` as tasks of the Ray cluster at RAY_ADDRESS, or of one started here; `per_gpu` of them share a GPU
     where the cluster has any. A task whose worker or node dies, or that raises, is tried again up to `retries` times.
 
-    Every node needs this package and the store's folder. Raises ValueError where Ray is not installed.
+    Every node needs this package and the store's folder.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ValueError("backend: got 'ray', which is not installed; allowed: after pip install '.[sweep]'") from None
+    import ray
+
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False)
@@ -260,7 +248,7 @@ def on_ray(
         task = ray.remote(_ray_task).options(
             num_cpus=threads, num_gpus=share, max_retries=retries, retry_exceptions=True,
             runtime_env={"env_vars": environment},
-        )  # fmt: skip
+        )
         pending = {task.remote(spec, run, store, per_gpu): spec for spec in specs}
         while pending:
             for reference in ray.wait(list(pending))[0]:

@@ -63,24 +63,23 @@ def command_for(specs: Iterable[Spec]) -> str:
     )
 
 
-def ensure(specs: Iterable[Spec], run: Callable[[Spec], dict], train: bool = False) -> list[Record]:
-    """Records of `specs`, each once: looked up and, with `train`, made by `run(spec)` where they are missing, in order
-    and with a progress bar. An exception in a run passes on: that run stores nothing, those before it are kept."""
+def ensure(specs: Iterable[Spec], run: Callable[[Spec], dict]) -> None:
+    """Make the records of `specs` that are missing by `run(spec)`, in order and with a progress bar. An exception in a
+    run passes on: that run stores nothing, those before it are kept."""
     from tqdm import tqdm
 
-    specs, store = list(dict.fromkeys(specs)), Store()
-    missing = look_up(specs, store)[1] if train else []
+    store = Store()
+    missing = look_up(specs, store)[1]
     with tqdm(missing, desc="runs", file=sys.stderr, disable=not missing) as bar:
         for spec in bar:
-            run_once(spec, run, store, wait=True)
-    return look_up(specs, store)[0]
+            run_once(spec, run, store)
 
 
-def run_once(spec: Spec, run: Callable[[Spec], dict], store: Store, wait: bool = False) -> Record:
-    """The record of one run: made under its lease, unless another process has made it in the meantime. Processes that
-    were launched together make it together, and the first has the lease. Raises Busy."""
+def run_once(spec: Spec, run: Callable[[Spec], dict], store: Store) -> Record:
+    """The record of one run: made under its lease, for which it waits, unless another process has made it in the
+    meantime. Processes that were launched together make it together, and the first has the lease."""
     writes = processes.first()
-    with store.lease(spec, wait=wait) if writes else contextlib.nullcontext():
+    with store.lease(spec, wait=True) if writes else contextlib.nullcontext():
         record = processes.agreed(store.get(spec) if writes else None)
         if record is None:
             start = time.perf_counter()

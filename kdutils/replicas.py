@@ -48,11 +48,11 @@ class Selections:
     states, tokens, packed = True, False, True
 
     def __init__(self, teacher: Signals, assigned: Sequence[int], actions: torch.Tensor, tau: float,
-                 weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), literal: bool = False, first: int = knowledge.FIRST):
+                 weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), first: int = knowledge.FIRST):
         if actions.ndim != 3 or actions.shape[2] != 4:
             raise ValueError(f"actions: got {tuple(actions.shape)}; allowed: [students, steps, 4]")
         device = teacher.logits.device
-        self.teacher, self.assigned, self.tau, self.literal, self.first = teacher, assigned, tau, literal, first
+        self.teacher, self.assigned, self.tau, self.first = teacher, assigned, tau, first
         self.actions = actions.float().to(device)
         self.weights = torch.tensor(weights, device=device).expand(len(actions), 4)
         self.sizes = torch.zeros_like(self.actions)
@@ -61,12 +61,13 @@ class Selections:
     @classmethod
     def of(cls, singles: Sequence, steps: int) -> Selections:
         """`knowledge.Selective`s that differ in policy, which looks at no student, and weights alone, as one for
-        `steps` steps. Each gets the `actions` and `sizes` that it has after training by itself."""
+        `steps` steps. Changes them: each gets the `actions` and, as the pack trains, the `sizes` that it would have
+        after training by itself."""
         for single in singles:
             single.actions = [tuple(float(a) for a in single.select(step, None, None)) for step in range(steps)]
         actions, weights = ([getattr(single, name) for single in singles] for name in ("actions", "weights"))
         first = singles[0]
-        made = cls(first.teacher, first.assigned, torch.tensor(actions), first.tau, weights, first.literal, first.first)
+        made = cls(first.teacher, first.assigned, torch.tensor(actions), first.tau, weights, first.first)
         for single, sizes in zip(singles, made.sizes, strict=True):
             single.sizes = sizes
         return made
@@ -74,7 +75,7 @@ class Selections:
     def __call__(self, batch, logits, states):
         told, step, who = self.teacher.at(batch["index"]), batch["step"], batch["replica"]
         one = torch.vmap(lambda y, z, h, tz, th: knowledge.terms(
-            {"labels": y}, z, h, Signals(tz, th), self.assigned, self.tau, self.literal))
+            {"labels": y}, z, h, Signals(tz, th), self.assigned, self.tau))
         parts = one(batch["labels"], logits, states, told.logits, told.states)
         values = torch.stack(list(parts.values()), 1)
         self.sizes[who, step] = values.detach().float()
@@ -82,8 +83,6 @@ class Selections:
         return {"loss": (share * values).sum(1), **parts}
 
     def _scale(self, step, who, now):
-        if not self.first:
-            return torch.ones_like(now)
         if step == 0:
             self._sum[who] = 0.0
         if step < self.first:
@@ -308,7 +307,7 @@ def evaluator(task, sets: dict[str, Encoded], teacher: dict[str, Signals] | Sequ
             if name == "test" and not last:
                 continue
             for metrics, logits, its in zip(made, stacked.predict(pack, count, rows), told, strict=False):
-                metrics[name] = distil.ordered(task, tasks.score(task, logits.numpy(), rows.labels.numpy()))
+                metrics[name] = tasks.score(task, logits.numpy(), rows.labels.numpy())
                 if its:
                     metrics[name]["agreement"] = distil.agreement(task, logits, its[name].logits)
         return made

@@ -26,10 +26,7 @@ class _Linear(nn.Linear):
     def forward(self, x):
         count = len(self.weight)
         flat = x.reshape(count, math.prod(x.shape[:-1]) // count, x.shape[-1])  # no -1: a sub-layer may have lost all
-        if self.bias is None:
-            made = torch.bmm(flat, self.weight.mT)
-        else:
-            made = torch.baddbmm(self.bias[:, None], flat, self.weight.mT)
+        made = torch.baddbmm(self.bias[:, None], flat, self.weight.mT)
         return made.view(*x.shape[:-1], made.shape[-1])
 
 

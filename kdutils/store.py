@@ -199,7 +199,7 @@ class Store:
             "seconds": plain(seconds, "seconds"), "device": parts["extra"].get("device") or provenance.device(),
             "versions": provenance.versions(), "commit": commit, "dirty": dirty,
             "created": datetime.now(UTC).isoformat(timespec="microseconds"),
-        }  # fmt: skip
+        }
         write_atomically(self.path(spec), to_json(record) + "\n")
         return record
 
@@ -213,13 +213,11 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=-1 if wait else 0)
         try:
-            lock.acquire()
+            held = lock.acquire()
         except Timeout:
             raise Busy(f"{spec} is being run by another process") from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def _lines(self, chapter: str) -> tuple[dict[str, Record], list[str]]:
         return _read_published(self.published / f"{chapter}.jsonl")

@@ -22,7 +22,7 @@ from kdutils.records import Store, look_up, repository, write_atomically
 SAID = {  # of one claim, of several
     "holds": ("holds", "hold"), "contradicted": ("is contradicted", "are contradicted"),
     "undecided": ("is undecided", "are undecided"), "no runs yet": ("has no runs yet", "have no runs yet"),
-}  # fmt: skip
+}
 LIKE = "ours, in its metric"
 INSIDE = "in our interval?"
 FILES = ("README.md", "book/intro.md")
@@ -74,10 +74,10 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "n": f"{r.n}/{r.planned}" + (f", {len(r.tasks)} of {r.planned_tasks} tasks" if partial(r) else ""),
             "seen": figures.number(r.null + r.smallest, digits),
             "chapter": f"{r.chapter}#{r.section}",
-        }  # fmt: skip
+        }
 
     columns = ["no.", "claim", "verdict", "Holm", "paper", "same tasks", LIKE, INSIDE, "ours", "tasks", "n", "seen",
-               "chapter"]  # fmt: skip
+               "chapter"]
     return pd.DataFrame([row(r) for r in table.itertuples()], columns=columns)
 
 
@@ -98,14 +98,10 @@ def merged(text: pd.DataFrame, line: str = "; ") -> pd.DataFrame:
     }).drop(columns=["same tasks", INSIDE, "Holm"])
 
 
-def counts(table: pd.DataFrame) -> dict[str, int]:
-    """How many claims got each verdict."""
-    return {name: int((table["verdict"] == name).sum()) for name in SAID}
-
-
 def said(table: pd.DataFrame) -> str:
     """How many claims got each verdict, in words."""
-    return ", ".join(f"{n} {SAID[name][n > 1]}" for name, n in counts(table).items() if n)
+    counts = table["verdict"].value_counts().to_dict()
+    return ", ".join(f"{n} {words[n > 1]}" for name, words in SAID.items() if (n := counts.get(name, 0)))
 
 
 def ruled_out(table: pd.DataFrame) -> tuple[int, int]:
@@ -132,7 +128,7 @@ def reach(profile: str, store: Store | None = None) -> str:
     needed = verdicts.serving(planned)
     every, made = (Counter(spec.task for spec in needed if spec not in some) for some in (set(), missing))
     each = ", ".join(f"{tasks.title(task)} {made[task]:,} of {every[task]:,}" for task in profiles.task_names(profile)
-                     if every[task])  # fmt: skip
+                     if every[task])
     return (f"{made.total():,} of the {len(needed):,} runs that claims read are made ({each}), and with ablations, "
             f"controls and further tasks {len(planned) - len(missing):,} of {len(planned):,}")
 
@@ -145,7 +141,7 @@ def apart(parts: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         "claim": f"{about.loc[r.claim, 'number']}. {about.loc[r.claim, 'short']}", "task": tasks.title(r.task),
         "ours": interval(r.effect, r.low, r.high), "n": f"{r.n}/{r.planned}",
         "seen": figures.number(about.loc[r.claim, "null"] + r.smallest), "verdict": r.verdict,
-    } for r in parts.itertuples()]  # fmt: skip
+    } for r in parts.itertuples()]
     return pd.DataFrame(rows, columns=["claim", "task", "ours", "n", "seen", "verdict"])
 
 

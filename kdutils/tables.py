@@ -87,22 +87,13 @@ def versus(a: pd.DataFrame, b: pd.DataFrame, measure: str = "score") -> Estimate
     return paired(by_seed(a, b, measure))
 
 
-def _enough(differences: dict[str, pd.Series]) -> dict[str, pd.Series]:
-    """The tasks with as many seeds as a verdict takes; where there is none, those with any."""
-    there = {name: values for name, values in differences.items() if len(values)}
-    return {name: values for name, values in there.items() if len(values) >= verdicts.FEWEST} or there
-
-
-def _together(differences: dict[str, pd.Series]) -> Estimate:
-    """Of each seed's mean over the tasks, for the seeds that all of them have."""
-    return paired(pd.concat(differences.values(), axis=1).dropna().mean(axis=1))
-
-
 def pooled(differences: dict[str, pd.Series]) -> dict[str, Estimate]:
-    """The estimate of each task's differences by seed and, under "all", of two tasks or more that have enough seeds."""
-    made = {name: paired(values) for name, values in differences.items() if len(values)}
-    enough = _enough(differences)
-    return made | ({"all": _together(enough)} if len(enough) > 1 else {})
+    """The estimate of each task's differences by seed and, under "all", of two tasks or more that have as many seeds as
+    a verdict takes or, where there is none of these, any."""
+    there = {name: values for name, values in differences.items() if len(values)}
+    enough = [values for values in there.values() if len(values) >= verdicts.FEWEST] or list(there.values())
+    made = {name: paired(values) for name, values in there.items()}
+    return made | ({"all": paired(verdicts.over_tasks(enough))} if len(enough) > 1 else {})
 
 
 # ----------------------------------------------------------------------------------------------------------------- text
@@ -190,7 +181,7 @@ def judged(data: pd.DataFrame, chapter: str, profile: str) -> pd.DataFrame:
             "claim": claim["sentence"], "the paper": figures.number(paper, 1 + r, sign=True), summary.LIKE: like(found),
             "ours": ours,
             "tasks": ", ".join(found["tasks"]) or figures.DASH, "verdict": found["verdict"],
-        }  # fmt: skip
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -89,7 +89,8 @@ def get(name: str) -> Task:
 
 
 def score(task: Task, logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, float]:
-    """Every metric of `task` for `logits` [n, outputs] against `labels` [n]; all as fractions, not percent.
+    """Every metric of `task` for `logits` [n, outputs] against `labels` [n]; all as fractions, not percent, the task's
+    own first and the paper's leading, by which the best epoch is chosen.
 
     Classification adds confidence (mean largest softmax probability), entropy and nll (nats), and ece, the expected
     calibration error over `bins` equal-width confidence bins (Guo et al., 2017). A regression has no confidence:
@@ -116,7 +117,7 @@ def score(task: Task, logits: np.ndarray, labels: np.ndarray, bins: int = 10) ->
         "nll": -logp[np.arange(len(labels)), labels].mean(),
         "ece": bars["gap"] @ bars["share"],
     }
-    return {k: float(v) for k, v in values.items()}
+    return {k: float(values[k]) for k in dict.fromkeys((*task.metrics, *values))}
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray,

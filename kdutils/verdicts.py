@@ -118,11 +118,11 @@ def differences(a: pd.DataFrame, b: pd.DataFrame, of_a: str | None, of_b: str | 
     """The column `of_a` of A less the column `of_b` of B, in points, by seed. Seeds whose two sides began with
     different teachers are no pairs and are left out: every machine may fine-tune a teacher of its own."""
     found = (by_seed(a, of_a) - by_seed(b, of_b)).dropna()
-    ours, theirs = (_teachers(side).set_axis(side["seed"]).reindex(found.index) for side in (a, b))
+    ours, theirs = (teachers(side).set_axis(side["seed"]).reindex(found.index) for side in (a, b))
     return found[ours == theirs]
 
 
-def _teachers(data: pd.DataFrame) -> pd.Series:
+def teachers(data: pd.DataFrame) -> pd.Series:
     """The fine-tuned teacher that each run began with; "" where no run of the task names one."""
     return data[TEACHER].fillna("") if TEACHER in data else pd.Series("", index=data.index)
 
@@ -205,8 +205,8 @@ def _of_one_teacher(found: list[pd.DataFrame]) -> list[pd.DataFrame]:
     both = pd.concat(found)
     if both.empty:
         return found
-    first = _teachers(both.sort_values("seed", kind="stable")).iloc[0]
-    return [side[_teachers(side) == first] for side in found]
+    first = teachers(both.sort_values("seed", kind="stable")).iloc[0]
+    return [side[teachers(side) == first] for side in found]
 
 
 def by_teacher(data: pd.DataFrame, claim: dict, task: str) -> list[pd.DataFrame]:
@@ -218,7 +218,7 @@ def by_teacher(data: pd.DataFrame, claim: dict, task: str) -> list[pd.DataFrame]
         return []
     told = found[0].set_index("seed").reindex(pairs.index)
     table = pd.DataFrame({"difference": pairs, "dtype": told.get(DTYPE)})
-    return [seeds for _, seeds in table.groupby(_teachers(told), sort=False)]
+    return [seeds for _, seeds in table.groupby(teachers(told), sort=False)]
 
 
 def papers_metric(claim: dict, task: str) -> str:
@@ -231,7 +231,7 @@ def in_the_papers_metric(data: pd.DataFrame, claim: dict, names: Iterable[str]) 
     correlation), pooled over tasks as verdicts are; empty for other claims and without runs."""
     if claim["kind"] not in ("beats", "nearly") or "measure" in claim or "value" in claim["a"]:
         return dict(EMPTY)
-    return paired(_over_tasks([on_task(data, claim | {"measure": PAPER}, task)[0] for task in names]))
+    return paired(over_tasks([on_task(data, claim | {"measure": PAPER}, task)[0] for task in names]))
 
 
 def _beside_the_paper(data: pd.DataFrame, claim: dict, pooled: list[str]) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _beside_the_paper(data: pd.DataFrame, claim: dict, pooled: list[str]) -> dic
         f"like_{name}": ours[name] for name in ("effect", "low", "high")}
 
 
-def _over_tasks(by_task: list[pd.Series]) -> pd.Series:
+def over_tasks(by_task: list[pd.Series]) -> pd.Series:
     """Each seed's mean over tasks, for the seeds that all have."""
     return pd.concat(by_task, axis=1).dropna().mean(axis=1) if by_task else pd.Series(dtype=float)
 
@@ -292,7 +292,7 @@ def judge(data: pd.DataFrame, claim: dict, profile: str) -> list[dict[str, Any]]
     if claim["kind"] == "wider":
         pooled = pool_spreads([estimate for _, estimate in kept.values()])
     else:
-        pooled = paired(_over_tasks([pairs for pairs, _ in kept.values()]), null)
+        pooled = paired(over_tasks([pairs for pairs, _ in kept.values()]), null)
     few = not kept and any(row["task"] in planned for row in rows)  # runs, but nowhere five seeds
     said = "undecided" if few or (kept and not pooled["n"]) else verdict(pooled, null)  # tasks may share no seed
     if few:  # no estimate, but the most seeds that a task which can decide has reached
@@ -313,9 +313,9 @@ def verdicts(data: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, pd.DataFra
         {"claim": claim["id"], "paper": claim["paper"], "chapter": claim["chapter"],
          "section": claim["section"], "short": claim["short"], "sentence": claim["sentence"],
          "kind": claim["kind"], "headline": claim.get("headline", False), "null": -claim.get("margin", 0.0),
-         "paper_effect": published.evaluate(claim["paper_effect"], book) if claim.get("paper_effect") else np.nan}
+         "paper_effect": published.evaluate(claim["paper_effect"]) if claim.get("paper_effect") else np.nan}
         for claim in book["claims"]
-    )  # fmt: skip
+    )
     told.insert(0, "number", range(1, len(told) + 1))
     pooled = told.merge(table[table["task"] == "pooled"].drop(columns="task"), on="claim")
     decided = pooled["verdict"].isin(("holds", "contradicted", "undecided")) & (pooled["n"] >= FEWEST)

@@ -12,7 +12,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-extensions", "--mute-audio",
     "--allow-file-access-from-files", "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-port=0",
     "--remote-allow-origins=*",
-)  # fmt: skip
+)
 
 
 def program():
@@ -29,7 +29,7 @@ class Browser:
         self.process = subprocess.Popen(
             [program(), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         port, path = self._address(profile / "DevToolsActivePort")
         self.socket = websocket.create_connection(f"ws://127.0.0.1:{port}{path}", timeout=60)
         self.sent, self.session = 0, None

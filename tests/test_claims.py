@@ -76,7 +76,7 @@ def test_the_list_of_inconsistencies_is_exactly_what_fails():
         "stark-copies", "stark-large-sparsity", "stark-auto-average", "stark-30", "stark-best-of-grid",
         "stark-assumption-2", "peakd-average", "peakd-baseline", "papers-patient", "papers-teacher", "ksm-range",
         "ksm-margin", "ksm-augmented-finetune",
-    }  # fmt: skip
+    }
     assert (table["state"] == "agrees").sum() >= 20
 
 
@@ -152,6 +152,7 @@ def test_claims_are_complete_and_planned_as_the_design_says():
         needed = {"id", "paper", "chapter", "section", "short", "sentence", "kind", "seeds", "tasks", "a", "b"}
         assert needed <= set(claim)
         assert claim["paper"] in BOOK["papers"]
+        assert not claim.get("paper_effect") or np.isfinite(claims.evaluate(claim["paper_effect"]))
         assert set(claim["tasks"]) <= set(mini.tasks) - {"rte"}
         assert ("margin" in claim) == (claim["kind"] == "nearly")
         assert not claim.get("headline") or claim["kind"] == "wider" or claim["seeds"] == mini.headline_seeds

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_taken_rows_and_fingerprints():
     rows = encoded(20)
     part = rows.take(torch.tensor([3, 1]))
     assert len(part) == 2 and part.labels.tolist() == [3, 1] and torch.equal(part.ids[1], rows.ids[1])
-    assert rows.fingerprint() == encoded(20).fingerprint() != rows.with_labels(rows.labels + 1).fingerprint()
+    assert rows.fingerprint() == encoded(20).fingerprint() != replace(rows, labels=rows.labels + 1).fingerprint()
     changed = encoded(20)
     changed.ids[0, 0] += 1
     assert changed.fingerprint() != rows.fingerprint()
@@ -231,6 +232,24 @@ def test_no_row_of_sst2_contains_or_is_contained_in_a_test_row(monkeypatch):
     assert made["train"]["label"] == [by_text[t] for t in train]
 
 
+def test_another_folder_of_the_same_name_and_a_changed_file_are_read_anew(tmp_path, monkeypatch, tokenizer):
+    def first_label(folder, label):
+        (folder / "rte").mkdir(parents=True, exist_ok=True)
+        files = [{"split": split, "path": f"rte/{split}-*"} for split in ("train", "validation")]
+        config = json.dumps([{"config_name": "rte", "data_files": files}])
+        (folder / "README.md").write_text(f"---\nconfigs: {config}\n---\n")
+        for split in ("train", "validation"):
+            table = pd.DataFrame(pairs(range(20), lambda _: label))
+            table.to_parquet(folder / "rte" / f"{split}-00000-of-00001.parquet")
+        monkeypatch.setenv("KDUTILS_GLUE", str(folder))
+        data.load.cache_clear()
+        return set(data.load("rte", Settings(model=tokenizer)).dev.labels.tolist())
+
+    assert first_label(tmp_path / "a" / "glue", 0) == {0}
+    assert first_label(tmp_path / "b" / "glue", 1) == {1}
+    assert first_label(tmp_path / "a" / "glue", 1) == {1}
+
+
 def test_a_missing_folder_is_one_line(tmp_path, monkeypatch, tokenizer):
     monkeypatch.setenv("KDUTILS_GLUE", str(tmp_path / "none"))
     data.load.cache_clear()
@@ -264,7 +283,7 @@ def test_a_hub_that_is_out_of_reach_is_one_line(monkeypatch, tokenizer):
 
     said = logging.getLogger("huggingface_hub.utils._http")  # of each time that it tries
 
-    def unreachable(*_):
+    def unreachable(*_, **__):
         assert not said.isEnabledFor(logging.WARNING) and said.isEnabledFor(logging.ERROR)
         raise ConnectionError("Couldn't reach it\n(Request ID: 7)")
 

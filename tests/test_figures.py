@@ -149,7 +149,7 @@ def record(spec, store, value=0.5, seconds=1800.0):
     return store.put(spec, {"metrics": {"dev": {"accuracy": value}}, "extra": {"device": "a processor"}}, seconds)
 
 
-def test_runs_are_looked_up_listed_and_traced(tmp_path, monkeypatch, capsys, shown):
+def test_runs_are_looked_up_listed_and_traced(tmp_path, monkeypatch, shown):
     monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
     specs = experiments.plan("01_pilot", "smoke")
     with pytest.raises(MissingRuns) as error:
@@ -159,12 +159,6 @@ def test_runs_are_looked_up_listed_and_traced(tmp_path, monkeypatch, capsys, sho
         record(spec, Store())
     found = figures.runs("01_pilot", "smoke", "synthetic")
     assert len(found.records) == len(found.frame) == 3 and found.missing == specs[3:]
-    figures.missing(found.missing)
-    said = capsys.readouterr().out
-    assert f"synthetic random_unstructured ({sum(s.method == 'random_unstructured' for s in specs[3:])})" in said
-    assert "made by:\npython -m kdutils.sweep 01_pilot \\\n    --profile smoke \\\n    --task synthetic\n" in said
-    figures.missing([])
-    assert capsys.readouterr().out == "All planned runs are here.\n"
     figures.provenance(found.records)
     rows = dict(shown[-1][0].data.itertuples(index=False))
     assert rows["runs"] == "3 (synthetic 3)" and rows["computing"].startswith("1.50 hours")

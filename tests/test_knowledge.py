@@ -152,8 +152,6 @@ def test_losses_are_divided_by_their_mean_over_the_first_steps():
     losses = [float(selective(batch, torch.tensor([[z]]), states)["loss"]) for z in (1.0, 3.0, 2.0)]
     # Squared errors 1, 9, 4; divisors 1, (1 + 9) / 2, 5; times an action of 0.5 and a weight of 3.
     assert losses == pytest.approx([1.5 * 1, 1.5 * 9 / 5, 1.5 * 4 / 5])
-    selective.first = 0
-    assert float(selective(batch, torch.tensor([[2.0]]), states)["loss"]) == pytest.approx(6.0)
 
 
 def test_report_holds_mean_actions_by_thirds(setup):

@@ -55,7 +55,7 @@ def test_the_papers_range_beside_that_of_equals():
     assert table["range"].tolist() == pytest.approx([68.4 - 58.3, 67.2 - 58.9, 91.3 - 86.1, 90.7 - 87.9])
     rng = np.random.default_rng(0)
     simulated = rng.binomial(277, 0.6335, (4000, 200)) / 2.77
-    assert table["range "].iloc[0] == pytest.approx(np.ptp(simulated, axis=1).mean(), abs=0.2)
+    assert table["equals: range"].iloc[0] == pytest.approx(np.ptp(simulated, axis=1).mean(), abs=0.2)
 
 
 def test_slopes_are_found_where_they_were_put():
@@ -496,7 +496,7 @@ def test_lines_have_intervals_side_by_side():
 
 def test_trials_of_a_constant_show_the_weighting_that_is_taken():
     rows = [run("tune-constant", 900, 0.3, chapter="06_ksm", draw=i, held_matthews=h)
-            for i, h in enumerate((0.2, 0.4, 0.4))]  # of equals the first, as in `experiments.ksm.best`
+            for i, h in enumerate((0.2, 0.4, 0.4))]  # of equals the first, as in `experiments.common.best`
     table = ksm_page.trials(measured(rows[::-1], ksm_page))
     assert table[list(TYPES)].iloc[0].tolist() == [1.0] * 4 and table["held-out score"].tolist() == [20, 40, 40]
     assert table["taken"].tolist() == ["", "yes", ""]

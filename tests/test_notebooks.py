@@ -30,7 +30,7 @@ def read(path):
 
 def test_a_copy_holds_the_parameters_and_nothing_that_differs_between_two_runs(tmp_path):
     source = notebook(tmp_path / "a.ipynb", "import sys, pathlib\nprint('out', seed, pathlib.Path.cwd().name)",
-                      "print('bar', file=sys.stderr)")  # fmt: skip
+                      "print('bar', file=sys.stderr)")
     texts = []
     for name in ("x.ipynb", "y.ipynb"):
         assert chapters.run_chapter(source, tmp_path / "out" / name, {"seed": 2}) is None

@@ -30,7 +30,7 @@ GROUPS = {
     "SPS": [peakd.one("smoke", "synthetic", "SPS-2", seed) for seed in (0, 1)],
     "KSM": [ksm.make("smoke", "synthetic", method, 0) for method in ("Random-Soft", "Random-Hard")],
     "vanilla": [ksm.make("smoke", "synthetic", "vanilla-KD", seed) for seed in (0, 1)],
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 import transformers
 from transformers import BertConfig, BertForSequenceClassification
 
-from kdutils import bert, checkpoints, data, figures, peakd, processes, profiles, tables, teacher
+from kdutils import bert, checkpoints, data, experiments, figures, peakd, processes, profiles, tables, teacher
 from kdutils.experiments import common
 from kdutils.experiments import peakd as chapter
 from kdutils.pages import peakd as page
@@ -54,7 +54,7 @@ def logits(model, batch):
 
 @pytest.mark.parametrize(("layers", "top", "effective", "millions"), [
     (3, None, 6, 21.3), (6, 3, 9, 42.5), (1, None, 2, 7.1),
-])  # fmt: skip
+])
 def test_sharing_adds_no_parameter_at_bert_base_widths(layers, top, effective, millions):
     with torch.device("meta"):
         base = BertForSequenceClassification(BertConfig(num_hidden_layers=layers))
@@ -236,7 +236,7 @@ def test_confidence_at_the_threshold_is_not_confidence():
     ({"labels": torch.zeros(2)}, "labels: got torch.float32, a regression; allowed: classes"),
     ({"labels": torch.tensor([0, 2])}, r"labels: got 2; allowed: 0\.\.1"),
     ({"labels": torch.tensor([-1, 0])}, r"labels: got -1; allowed: 0\.\.1"),
-])  # fmt: skip
+])
 def test_bad_ptp_input_is_one_clear_line(change, message):
     good = {"logits": torch.zeros(2, 2), "labels": torch.zeros(2, dtype=torch.long), "threshold": 0.9}
     with pytest.raises(ValueError, match=message):
@@ -262,7 +262,7 @@ def test_pretraining_keeps_the_best_epoch_and_discards_its_head(smoke, monkeypat
 
     monkeypatch.setattr(peakd, "ask", watch)
     noise = torch.randint(0, 4, (len(rows),), generator=torch.Generator().manual_seed(0))
-    took = peakd.pretrain(student, rows.with_labels(noise), 4, settings, seed=0)
+    took = peakd.pretrain(student, replace(rows, labels=noise), 4, settings, seed=0)
     gains = [epoch["dev"]["gain"] for epoch in took.epochs]
     best, ran = gains.index(max(gains)), took.steps / -(-58 // settings.batch_size)
     assert took.best["epoch"] == best + 1 and ran == min(best + 1 + profiles.PTP_PATIENCE, profiles.PTP_EPOCHS)
@@ -296,7 +296,7 @@ def test_every_seed_holds_out_rows_and_draws_a_head_of_its_own(smoke, monkeypatc
     monkeypatch.setattr(peakd, "ask", asked)
     for seed in (0, 1, 1):
         with pytest.raises(InterruptedError):
-            peakd.pretrain(bert.load("tiny", 2), rows.with_labels(torch.arange(64)), 64, settings, seed)
+            peakd.pretrain(bert.load("tiny", 2), replace(rows, labels=torch.arange(64)), 64, settings, seed)
     first, second, again = seen
     assert second == again and not any(one == other for one, other in zip(first, second, strict=True))
 
@@ -323,7 +323,7 @@ def test_a_control_is_pretrained_exactly_as_the_run_that_it_controls(smoke):
     (4, 6, [(1, 2), (2, 3), (3, 5)]),
     (12, 4, [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2), (7, 2), (8, 3), (9, 3), (10, 3), (11, 4)]),
     (1, 12, []),
-])  # fmt: skip
+])
 def test_layer_pairs(student, teacher, expected):
     assert peakd.pairs(student, teacher) == expected
 
@@ -390,7 +390,7 @@ def test_which_layers_are_kept():
 def test_the_best_trial_is_that_of_the_held_out_rows():
     trials = [{"spec": spec.__dict__, "metrics": {"held": {"matthews": value, "f1": -value}}}
               for spec, value in zip(chapter.tuning("mini", "mrpc"), (0.1, 0.3, 0.5, 0.2, 0.5, 0.4), strict=True)]
-    assert chapter.best(trials) == {"alpha": 0.1, "beta": 500.0}
+    assert common.best(trials)["args"] == {"alpha": 0.1, "beta": 500.0}
 
 
 def test_runs_report_what_they_cost(tmp_path, monkeypatch):
@@ -398,7 +398,7 @@ def test_runs_report_what_they_cost(tmp_path, monkeypatch):
 
     def outcome(method, **args):
         spec = chapter.one("smoke", "synthetic", method, 0, **args)
-        return chapter.run(replace(spec, settings=spec.settings | {"rows": 64, "teacher_epochs": 1}))
+        return experiments.run(replace(spec, settings=spec.settings | {"rows": 64, "teacher_epochs": 1}))
 
     plain = outcome("PatientKD")["extra"]
     control = outcome("extra-finetune")
@@ -448,7 +448,7 @@ def fake(method, seed, score, task="mrpc", **more):
              "extra_step_seconds": 0.1, "extra_train_seconds": 30.0, "extra_teacher_test_matthews": 0.5,
              "extra_majority_test_matthews": 0.0, "extra_majority_dev_f1": 0.812, "extra_teacher_dev_f1": 0.85}
     return {"chapter": "04_peakd", "task": task, "method": method, "seed": seed, "test_matthews": score,
-            "dev_matthews": 0.9, "best_dev_f1": 0.8} | extra | more  # fmt: skip
+            "dev_matthews": 0.9, "best_dev_f1": 0.8} | extra | more
 
 
 @pytest.fixture
@@ -676,5 +676,5 @@ def test_runs_used_the_weights_that_were_best_on_held_out_rows(task):
     later = [r for r in records if not r["spec"]["method"].startswith(("tune-", "PTP-labels"))]  # no student
     if missing or not later:
         pytest.skip(f"{len(missing)} trials and all later runs but {len(later)} are not in the store")
-    chosen = chapter.best(trials)
+    chosen = common.best(trials)["args"]
     assert {(r["extra"]["alpha"], r["extra"]["beta"]) for r in later} == {(chosen["alpha"], chosen["beta"])}

@@ -207,7 +207,7 @@ def test_kill_9_amid_many_puts_leaves_whole_records_only(tmp_path):
         store = t.Store()
         for seed in itertools.count():
             store.put(t.a_spec(seed), t.OUTCOME | {"extra": {"long": list(range(5000))}}, 1.0)
-    """, tmp_path, wait=False)  # fmt: skip
+    """, tmp_path, wait=False)
     folder = tmp_path / "runs" / "01_pilot"
     deadline = time.monotonic() + 30
     while len(list(folder.glob("*.json"))) < 40:
@@ -229,7 +229,7 @@ def test_a_put_that_dies_half_written_leaves_no_record_and_can_be_made_again(tmp
             os.kill(os.getpid(), signal.SIGKILL)
         os.fsync = die
         t.Store().put(t.a_spec(), t.OUTCOME, 1.0)
-    """, tmp_path)  # fmt: skip
+    """, tmp_path)
     assert died.returncode == -signal.SIGKILL
     left = [path for path in here.runs.rglob("*") if path.is_file()]
     assert [path.stat().st_size for path in left] == [50] and left[0].suffix != ".json"
@@ -259,7 +259,7 @@ def test_a_lease_excludes_others_and_dies_with_its_process(tmp_path, here):
         with t.Store().lease(t.a_spec()):
             open(sys.argv[1], "w").close()
             time.sleep(60)
-    """, tmp_path, tmp_path / "held", wait=False)  # fmt: skip
+    """, tmp_path, tmp_path / "held", wait=False)
     deadline = time.monotonic() + 30
     while not (tmp_path / "held").exists():
         assert time.monotonic() < deadline and holder.poll() is None
@@ -282,8 +282,7 @@ def test_two_processes_never_train_the_same_run(tmp_path, here):
             with open(sys.argv[1], "a") as file:
                 file.write(f"{spec.seed}\\n")
             return t.OUTCOME
-        got = t.ensure([t.a_spec(seed) for seed in range(8)], run, train=True)
-        assert [record["spec"]["seed"] for record in got] == list(range(8))
+        t.ensure([t.a_spec(seed) for seed in range(8)], run)
     """
     processes = [python(code, tmp_path, tmp_path / "log", wait=False) for _ in range(2)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
@@ -304,11 +303,9 @@ def test_ensure_trains_what_is_missing_in_order_and_once(here, monkeypatch):
         return OUTCOME
 
     asked = [a_spec(seed) for seed in (2, 1, 0, 2)]
-    assert [record["spec"]["seed"] for record in ensure(asked, run)] == [1] and not ran
     for _ in range(2):
-        got = ensure(asked, run, train=True)
-        assert [record["spec"]["seed"] for record in got] == [2, 1, 0]
-    assert ran == [2, 0]
+        ensure(asked, run)
+        assert [record["spec"]["seed"] for record in look_up(asked, here)[0]] == [2, 1, 0] and ran == [2, 0]
 
 
 def test_an_exception_stores_nothing_for_its_run_and_keeps_the_others(here, monkeypatch):
@@ -320,7 +317,7 @@ def test_an_exception_stores_nothing_for_its_run_and_keeps_the_others(here, monk
         return OUTCOME
 
     with pytest.raises(RuntimeError, match="diverged"):
-        ensure([a_spec(seed) for seed in range(3)], run, train=True)
+        ensure([a_spec(seed) for seed in range(3)], run)
     assert [here.get(a_spec(seed)) is not None for seed in range(3)] == [True, False, False]
 
 
@@ -341,7 +338,7 @@ def test_frame_flattens_a_record(here):
         "key": made["key"], "chapter": "01_pilot", "task": "mrpc", "profile": "mini", "method": "KD", "seed": 4,
         "layers": (1, 3), "teacher_sparsity": 0.3, "dev_f1": 0.8, "dev_accuracy": 0.7, "best_epoch": 2,
         "best_dev_f1": 0.9, "loss_kd": 0.25, "extra_params_encoder": 7, "seconds": 2.0,
-    }  # fmt: skip
+    }
     assert frame([]).empty
 
 
@@ -410,7 +407,7 @@ def test_five_thousand_published_records_are_read_once_and_without_torch(tmp_pat
         print(read.call_count)
         t.frame(found)
         assert "torch" not in sys.modules and "transformers" not in sys.modules
-    """, tmp_path, published.parent)  # fmt: skip
+    """, tmp_path, published.parent)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == 5000 + 2  # the record that lies in the working store is read each time
 
@@ -532,7 +529,7 @@ def test_a_record_of_a_newer_recipe_is_an_error_and_not_a_missing_run(here, monk
     line = f"recipe: got {records.RECIPE + 1} in the record 01_pilot/{a_spec().key}; allowed: at most {records.RECIPE} "
     monkeypatch.setattr(records, "Store", lambda: here)
     with pytest.raises(ValueError) as error:
-        ensure([a_spec()], None, train=True)
+        ensure([a_spec()], None)
     assert str(error.value).startswith(line) and error.value._render_traceback_() == [f"ValueError: {error.value}"]
     assert stale(here) == []
     monkeypatch.setattr(experiments, "plan", lambda chapter, profile: [a_spec()] if chapter == "01_pilot" else [])
@@ -543,7 +540,7 @@ def test_a_chapter_whose_runs_are_never_found_stops(monkeypatch):
     rounds = []
     monkeypatch.setattr(experiments, "plan", lambda *_: [a_spec()])
     monkeypatch.setattr(figures, "look_up", lambda specs: ([], specs))
-    monkeypatch.setattr(figures, "ensure", lambda specs, run, train: rounds.append(specs))
+    monkeypatch.setattr(figures, "ensure", lambda specs, run: rounds.append(specs))
     with pytest.raises(RuntimeError, match="1 runs were made but are not in the store, such as 01_pilot mini mrpc KD"):
         figures.runs("01_pilot", "mini", train=True)
     assert rounds == [[a_spec()]]

@@ -608,7 +608,7 @@ def test_an_automatic_student_learns_from_the_teacher_that_its_scores_made(runs,
     monkeypatch.setattr(common, "distil_student", lambda *a: asked.append(a) or {"extra": {}})
     spec = replace(runs["auto"][0], args={"student": "dropped"} | ({"scores": scores} if scores else {}), seed=seed)
     made, taught_by = common.bench(spec), sparse_teachers(monkeypatch)
-    extra = auto.run(spec)["extra"]
+    extra = experiments.run(spec)["extra"]
     ranks = stark.random_scores(made.teacher, seed) if scores else found.knowledgeable()
     sparse = stark.sparsify(made.teacher, *ranks, extra["sparsity"])
     ((taught, student, objective, its),) = asked

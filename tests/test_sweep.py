@@ -40,7 +40,7 @@ def run(spec):
         raise RuntimeError("loss is nan")
     time.sleep(spec.args.get("sleep", 0))
     return {"metrics": {"dev": {"accuracy": int(spec.key, 16) / 16**16}}, "curve": [[1, spec.seed / 3]],
-            "extra": {"torch": "torch" in sys.modules}}  # fmt: skip
+            "extra": {"torch": "torch" in sys.modules}}
 
 
 @pytest.fixture
@@ -466,7 +466,7 @@ def test_estimates_are_medians_of_the_most_similar_runs(here):
     group, method = ("chapter", "profile", "task", "method"), ("chapter", "profile", "method")
     assert wanted.estimates(asked, here) == [
         (200, group), (150, group[:3]), (50, group[:3]), (150, method), (100, group[:2]), (100, ("profile",)),
-    ]  # fmt: skip
+    ]
     assert wanted.estimates([Spec("01_pilot", "mrpc", "KD", "mini", 0, {}, {})], here) == [(None, ())]
 
 
@@ -477,7 +477,7 @@ def test_dry_run_prints_a_table_and_the_hours(here):
     lines = wanted.dry_run(specs, here, slots=2).splitlines()
     assert lines[0].split() == [*"chapter profile task method to run in store hours timed as same".split()]
     assert lines[1].split(maxsplit=7) == ["01_pilot", "smoke", "synthetic", "KD", "4", "2", "2.00",
-                                          "chapter, profile, task, method"]  # fmt: skip
+                                          "chapter, profile, task, method"]
     assert lines[2].split() == ["02_stark", "mini", "mrpc", "STARK", "1", "0", "0.00", "unknown"]
     assert lines[3] == (
         "5 to run, 2 in the store; about 1.00 hours with 2 at a time, and 1 runs with no similar record to time them by"

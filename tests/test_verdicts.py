@@ -195,7 +195,7 @@ def test_the_choice_is_made_on_the_seeds_that_ran_the_whole_grid_and_reported_fo
     more = pd.DataFrame(
         [ARGS | {"method": "STARK", "task": "mrpc", "sparsity": 0.3, "seed": seed, "held_matthews": 0.0}
          for seed in range(5, 10)]
-    )  # fmt: skip
+    )
     rows = verdicts.side(pd.concat([grid(), more]), STARK, "matthews", "clean")
     assert set(rows["sparsity"]) == {0.3} and len(rows) == 10
 
@@ -255,7 +255,7 @@ def test_what_claims_read_comes_headline_first():
         {"tasks": ["mrpc"], "seeds": 1, "a": {"method": "TAKD", "choose": "trials"}, "b": {"method": "KD"}},
         {"tasks": ["sst2", "mrpc"], "seeds": 2, "headline": True, "a": {"method": "STARK", "args": {"base": "KD"}},
          "b": {"method": "KD", "args": {"student": "dropped"}}, "at": {"paper": {"tasks": ["stsb"]}}},
-    ]}  # fmt: skip
+    ]}
     kd = {(task, seed): spec("KD", seed, task, student="dropped") for task in ("mrpc", "sst2") for seed in range(3)}
     grid = [spec("STARK", seed, base="KD", sparsity=s) for s in (0.1, 0.2) for seed in (1, 0)]
     trials = [spec("tune-TAKD", 100), spec("TAKD", 0), spec("tuned-TAKD", 0), spec("TAKD", 1)]
@@ -489,7 +489,7 @@ def test_a_single_seed_has_an_effect_and_no_interval():
 def test_all_claims_without_records_and_with_a_few():
     table, by_task = verdicts.verdicts(NONE, "mini")
     assert set(table["verdict"]) == {"no runs yet"} and by_task.empty
-    assert len(table) == len(claims.load()["claims"]) == summary.counts(table)["no runs yet"]
+    assert len(table) == len(claims.load()["claims"])
     kd, ft = ([0.70, 0.71, 0.72, 0.70, 0.71], [0.68, 0.70, 0.70, 0.69, 0.69])
     data = pd.concat([runs(m, "mrpc", x, student="dropped") for m, x in (("KD", kd), ("FT", ft))])
     data["chapter"] = "02_stark"

@@ -1,8 +1,8 @@
 """The chapters' experiments, one module each.
 
 A chapter's module has `plan(profile, task) -> list[Spec]`, in order of priority and never in need of torch (a look-up
-plans too), and `run(spec) -> outcome`, which trains. Where runs can share a pack, it also has `kind(spec)`, equal for
-those that can and None for others, and `stages(spec)`, the run as a generator (see `packing`).
+plans too), and either `run(spec) -> outcome`, which trains, or, where runs can share a pack, `stages(spec)`, the run as
+a generator (see `packing`), with `kind(spec)`, equal for those that can and None for others.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def plan(chapter: str, profile: str, task: str | None = None) -> list[Spec]:
 
 def run(spec: Spec) -> dict:
     """Train and measure one run; returns its outcome (see `kdutils.records`). ValueError for an unknown chapter."""
-    return _module(spec.chapter).run(spec)
+    from kdutils.experiments import packing
+
+    module = _module(spec.chapter)
+    return packing.alone(module.stages(spec)) if hasattr(module, "stages") else module.run(spec)
 
 
 def packs(specs: Iterable[Spec]) -> list[list[Spec]]:

@@ -45,7 +45,7 @@ def plan_choice(profile: str, task: str) -> list[Spec]:
 def chosen(specs: list[Spec]) -> dict:
     """The settings of the run with the best held-out verdict metric; empty while any of them is missing."""
     records, missing = look_up(specs)
-    return max(records, key=common.held)["spec"]["settings"] if records and not missing else {}
+    return common.best(records)["settings"] if records and not missing else {}
 
 
 def _spec(profile: str, task: str, **settings) -> Spec:
@@ -89,7 +89,7 @@ def settled(name: str, profile: str, task: str) -> Settled | None:
     with_it = [
         common.make("01_pilot", profile, task, "distil_from_sparse", seed, {"amount": 0.0})  # of the dense teacher
         if name == "epochs" else common.teacher_spec(profile, task, usual, seed) for seed in seeds
-    ]  # fmt: skip
+    ]
     specs = trials_of(name, profile, task)
     tried, missing = look_up(specs)
     own, more = look_up(with_it)

@@ -75,7 +75,7 @@ def weights(spec: Spec) -> Path:
     store = Store()
     path = store.model_path(spec)
     if processes.agreed(not path.exists() and store.get(spec) is None):
-        run_once(spec, run, store, wait=True)
+        run_once(spec, run, store)
     if processes.agreed(not path.exists()):  # processes launched together train together: only the first has the lease
         with store.lease(spec, wait=True) if processes.first() else contextlib.nullcontext():
             if processes.agreed(not path.exists()):
@@ -150,6 +150,11 @@ def load_data(spec: Spec):
 def held(record: Record) -> float:
     """The verdict's metric on held-out rows, by which every choice is made."""
     return record["metrics"]["held"][tasks.get(record["spec"]["task"]).verdict_metric]
+
+
+def best(records: list[Record]) -> dict:
+    """The spec of the record that is best on held-out rows; of equal ones the first."""
+    return max(records, key=held)["spec"]
 
 
 def majority(data) -> dict[str, dict]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from kdutils import profiles, tasks
 from kdutils.experiments import common, packing, probes
-from kdutils.records import Record, Spec, Store, run_once
+from kdutils.records import Spec, Store, run_once
 
 CHAPTER = "06_ksm"
 EPISODES = {"smoke": 1, "demo": 1, "mini": 3}  # of stage one; ten elsewhere
@@ -92,16 +92,7 @@ def weighting(draw: int) -> list[float]:
     return drawn[-1] if draw else [1.0] * 4
 
 
-def best(records: list[Record]) -> int:
-    """The draw of the trial that is best on held-out rows."""
-    return max(records, key=common.held)["spec"]["args"]["draw"]
-
-
 # ---------------------------------------------------------------------------------------------------------------- runs
-
-
-def run(spec: Spec) -> dict:
-    return packing.alone(stages(spec))
 
 
 def kind(spec: Spec) -> str | None:
@@ -259,15 +250,18 @@ def _shrunk(spec: Spec) -> list[float]:
 
 def _mean_action(spec: Spec, **change) -> list[float]:
     """The mean action of soft KSM's stage two, same seed, with `change` in its arguments."""
-    from kdutils import experiments
+    from kdutils.experiments import run
 
     trained = make(spec.profile, spec.task, "KSM-soft", spec.seed, **change)
-    return run_once(trained, experiments.run, Store(), wait=True)["extra"]["mean_action"]
+    return run_once(trained, run, Store())["extra"]["mean_action"]
 
 
 def _tuned(spec: Spec) -> list[float]:
     """The weighting of the trial that is best on held-out rows; trials are made first where they are missing."""
-    return weighting(best([run_once(trial, run, Store(), wait=True) for trial in tuning(spec.profile, spec.task)]))
+    from kdutils.experiments import run
+
+    trials = [run_once(trial, run, Store()) for trial in tuning(spec.profile, spec.task)]
+    return weighting(common.best(trials)["args"]["draw"])
 
 
 def _source(spec: Spec) -> Spec:

@@ -80,7 +80,7 @@ def together(runs: Sequence[Stages], finished: Callable[[dict[int, dict | Except
     replicas.train_many(
         [one.student for one in every], made.data.train, first.together(every) if first.together else first.objective,
         made.settings, seeds=[one.seed for one in every], finished=end, **first.options,
-        evaluate=replicas.evaluator(made.task, made.data.evaluation, [one.made.signals for one in every]))  # fmt: skip
+        evaluate=replicas.evaluator(made.task, made.data.evaluation, [one.made.signals for one in every]))
 
 
 def _ended(run: Stages, asked: Distillation, result, count: int) -> dict | Exception:

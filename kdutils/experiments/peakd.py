@@ -16,7 +16,7 @@ from itertools import product
 
 from kdutils import profiles, tasks
 from kdutils.experiments import common, packing
-from kdutils.records import UNPUBLISHED, Record, Spec, Store, run_once
+from kdutils.records import UNPUBLISHED, Spec, Store, run_once
 from kdutils.spec import to_json
 
 CHAPTER = "04_peakd"
@@ -32,7 +32,7 @@ TUNED = {"mini": ("mrpc", "sst2")}  # where Patient KD's best of GRID is chosen 
 PAPER = {"batch_size": 32, "epochs": 6}  # inside the paper's grid, which has no best point in print
 TAUS = (5.0, 10.0, 20.0)  # Patient KD's: the paper has a temperature, but prints no values of it
 PAPER_GRID = [{"batch_size": size, "lr": lr, "epochs": epochs, "tau": tau} | values for size, lr, epochs, tau, values in
-              product((32, 64), (1e-5, 2e-5, 3e-5, 5e-5), (4, 6, 10), TAUS, GRID)]  # fmt: skip
+              product((32, 64), (1e-5, 2e-5, 3e-5, 5e-5), (4, 6, 10), TAUS, GRID)]
 
 
 def independent(profile: str, task: str) -> int:
@@ -76,11 +76,6 @@ def tuning(profile: str, task: str) -> list[Spec]:
     """Trials of the objective's weights: Patient KD, the first seed."""
     trials = GRID if task in TUNED.get(profile, ()) else []
     return [one(profile, task, "tune-PatientKD", 0, **values) for values in trials]
-
-
-def best(records: list[Record]) -> dict:
-    """The `alpha` and `beta` of the trial that is best on held-out rows."""
-    return max(records, key=common.held)["spec"]["args"]
 
 
 def _labelled(profile: str, task: str) -> list[Spec]:
@@ -130,10 +125,6 @@ def _grid(profile: str, task: str) -> Iterator[Spec]:
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
-def run(spec: Spec) -> dict:
-    return packing.alone(stages(spec))
-
-
 def kind(spec: Spec) -> str | None:
     """What runs that share a pack have in common: a method without pre-training, and its arguments. None for runs that
     train alone."""
@@ -167,10 +158,11 @@ def _weights(spec: Spec) -> dict[str, float]:
     """The objective's alpha, beta and tau: the spec's own, or chosen from the trials (made first where they are
     missing), or the released code's."""
     from kdutils import peakd
+    from kdutils.experiments import run
 
     own = {"alpha": peakd.ALPHA, "beta": peakd.BETA, "tau": peakd.TAU}
     if "alpha" not in spec.args and (trials := tuning(spec.profile, spec.task)):
-        own |= best([run_once(trial, run, Store(), wait=True) for trial in trials])
+        own |= common.best([run_once(trial, run, Store()) for trial in trials])["args"]
     return {name: spec.args.get(name, value) for name, value in own.items()}
 
 
@@ -211,7 +203,7 @@ def _pretrained(spec: Spec, made, student) -> dict:
     classes = peakd.VARIANTS[variant]
     settings = replace(settings, lr=spec.args.get("ptp_lr", settings.lr))
     ends = {name: spec.args[f"ptp_{name}"] for name in ("epochs", "patience") if f"ptp_{name}" in spec.args}
-    took = peakd.pretrain(student, train.with_labels(labels), classes, settings, spec.seed, **ends)
+    took = peakd.pretrain(student, replace(train, labels=labels), classes, settings, spec.seed, **ends)
     return {"label_counts": labels.bincount(minlength=classes).tolist(), "ptp_steps": took.steps,
             "ptp_seconds": took.seconds, "ptp_epoch": took.best["epoch"], "ptp_loss": -took.best["dev"]["gain"]}
 
@@ -230,8 +222,10 @@ def _label_counts(spec: Spec) -> dict:
 
 def _epoch_of_ptp(spec: Spec) -> int:
     """The epoch that PTP kept before the Pea-KD run of this seed, which is made first where it is missing."""
+    from kdutils.experiments import run
+
     twin = replace(spec, method="Pea-KD")
-    return run_once(twin, run, Store(), wait=True)["extra"]["ptp_epoch"]
+    return run_once(twin, run, Store())["extra"]["ptp_epoch"]
 
 
 # ------------------------------------------------------------------------------------------------ cross-fitted teachers

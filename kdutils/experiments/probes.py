@@ -85,8 +85,8 @@ def plan(profile: str, task: str) -> list[Spec]:
 
     small = profile in SMALL
     seeds = range(1 if small else profiles.profile(profile).seeds)
-    trials = [_trial(profile, task, weights, seed) for weights in TRIALS[: 2 if small else None]
-              for seed in TRIAL_SEEDS[: 1 if small else None]]
+    trials = [make(CHAPTER, profile, task, "tuning", seed, weights=weights)
+              for weights in TRIALS[: 2 if small else None] for seed in TRIAL_SEEDS[: 1 if small else None]]
     fixed = [spec for s in seeds for names in FIXED for spec in specs("fixed", [s], knowledge=names)]
     head = [spec for s in seeds for names in ("FeaK", "RelK") for spec in specs("teacher-head", [s], knowledge=names)]
     other = [spec for s in seeds for names in FIXED[-1 if small else 0 :]
@@ -104,11 +104,6 @@ def plan(profile: str, task: str) -> list[Spec]:
         return [*fixed, *rounds, *halves]
     return [*trials, *fixed, *rounds[: 3 * EARLY], *replays(profile, task), *halves, *head, *other,
             *rounds[3 * EARLY :]]
-
-
-def _trial(profile: str, task: str, weights: tuple[float, ...], seed: int) -> Spec:
-    changes = PAPER if profile == "paper" else {}
-    return common.make(CHAPTER, profile, task, "tuning", seed, {"weights": weights}, **changes)
 
 
 def best_weights(scores: dict[tuple[float, ...], list[float]]) -> tuple[float, ...]:
@@ -137,10 +132,6 @@ def replays(profile: str, task: str) -> list[Spec]:
     groups = {"best": draws[:count], "middle": draws[start : start + count]}
     return [make(CHAPTER, profile, task, "replay", REPLAY_SEED + i, draw=draw, was=was)
             for i in range(1 if small else REPLAYS) for was, some in groups.items() for draw in some]
-
-
-def run(spec: Spec) -> dict:
-    return packing.alone(stages(spec))
 
 
 def kind(spec: Spec) -> str:

@@ -19,14 +19,7 @@ from dataclasses import replace
 from kdutils import profiles, tasks
 from kdutils.experiments import choices, common, packing
 from kdutils.experiments import stark_teachers as teachers
-from kdutils.experiments.stark_baselines import (
-    DEFAULT,
-    OWN,
-    OWN_REGRESSION,
-    STUDENT_OF_TRIALS,
-    TRIED,
-    best_own,
-)
+from kdutils.experiments.stark_baselines import DEFAULT, OWN, OWN_REGRESSION, STUDENT_OF_TRIALS, TRIED, best_own
 from kdutils.experiments.stark_teachers import CHAPTER, LAMBDAS
 from kdutils.records import Spec, Store, look_up
 
@@ -196,10 +189,6 @@ def chosen(profile: str, task: str, student: str = "dropped", scores: str = "kno
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
-
-
-def run(spec: Spec) -> dict:
-    return packing.alone(stages(spec))
 
 
 def kind(spec: Spec) -> str | None:

@@ -51,10 +51,6 @@ def _plan(profile: str, task: str) -> Iterator[Spec]:
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
-def run(spec: Spec) -> dict:
-    return packing.alone(stages(spec))
-
-
 def kind(spec: Spec) -> str:
     """What runs that share a pack have in common: they are KD from sparse teachers into one student."""
     return spec.args["student"]

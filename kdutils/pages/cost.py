@@ -119,7 +119,7 @@ def in_short(found: list[dict]) -> dict[str, str]:
         device = seen["where"].astype(str).str.split(", ").str[0].str.replace("(R)", "").str.removesuffix(" Processor")
         names = device if device.is_unique else seen["where"]
         made[target.word] = " and ".join(f"{value:.1f} ({name})" for value, name in zip(seen["measured"], names,
-                                         strict=True)) or "not measured yet"  # fmt: skip
+                                         strict=True)) or "not measured yet"
     return made
 
 

@@ -61,7 +61,8 @@ def paper_luck() -> pd.DataFrame:
             top, bottom = (cells[method, name, end] for end in ("best", "worst"))
             worst, best = best_of(PAPER_REPEATS, DEV_ROWS[name], (top + bottom) / 200)
             rows.append({"task": name, "policy": method, "the paper: worst": bottom, "best": top, "range": top - bottom,
-                         "equal students: worst": worst * 100, "best ": best * 100, "range ": (best - worst) * 100})
+                         "equal students: worst": worst * 100, "equals: best": best * 100,
+                         "equals: range": (best - worst) * 100})
     return pd.DataFrame(rows)
 
 

@@ -87,8 +87,7 @@ def _teachers(data: pd.DataFrame, task: str) -> pd.DataFrame:
     have one score in each dtype that they were asked in, of which a row has the mean.)"""
     some = data[(data["task"] == task) & data["score"].notna()]
     known = [f"{prefix}{who}" for prefix in MARKED.values() for who in ("teacher", "majority")]
-    weights = some[verdicts.TEACHER].fillna("") if verdicts.TEACHER in some else pd.Series("", some.index)
-    return some[known].groupby(weights).mean()
+    return some[known].groupby(verdicts.teachers(some)).mean()
 
 
 def rebuilt(data: pd.DataFrame, methods: Iterable[str], measure: str = "score", **args) -> pd.DataFrame:
@@ -202,7 +201,7 @@ def costs(data: pd.DataFrame, methods: Iterable[str], task: str) -> pd.DataFrame
             "ms a step": found["extra_step_seconds"].median() * 1000,
             "before KD, s": found["extra_ptp_seconds"].median(), "KD, s": found["extra_train_seconds"].median(),
             "n": found["extra_step_seconds"].notna().sum(),
-        })  # fmt: skip
+        })
     made = pd.DataFrame(rows)
     return made[made["n"] > 0].astype({"layers run": "Int64"})
 
@@ -327,7 +326,7 @@ def curves(records: Iterable[Record], methods: Iterable[str]) -> pd.DataFrame:
     methods that have at least half as many seeds there as the method with most, the seeds that all of them have."""
     rows = [{name: r["spec"][name] for name in ("task", "method", "seed")} | {"step": step, "loss": loss}
             for r in records if r["spec"]["method"] in set(methods) and not set(USUAL) & set(r["spec"]["args"])
-            for step, loss in r["curve"]]  # fmt: skip
+            for step, loss in r["curve"]]
     found = pd.DataFrame(rows, columns=["task", "method", "seed", "step", "loss"])
     seeds = found.groupby(["task", "method"])["seed"].transform("nunique")
     found = found[2 * seeds >= seeds.groupby(found["task"]).transform("max")]

@@ -10,6 +10,7 @@ import pandas as pd
 from kdutils import claims, figures, profiles, tables, tasks, verdicts
 from kdutils.experiments.stark import BASELINES, plan
 from kdutils.experiments.stark_baselines import DEFAULT, STUDENT_OF_TRIALS, TRIED
+from kdutils.experiments.stark_teachers import LAMBDAS
 from kdutils.figures import percent
 from kdutils.intervals import Estimate
 from kdutils.pages.paper_plan import TRAIN_ROWS
@@ -22,7 +23,6 @@ STUDENTS = {"dropped": "layer-dropped", "pruned": "parameter-pruned", "smaller":
             "small-teacher": "smaller teacher", "large-teacher": "larger teacher"}  # as people read them
 PAPERS_RULE, SELECTION = "paper: scored, chosen, best epoch and reported on dev", "selection: dev less held-out rows"
 AGAIN = "the same weights on held-out rows"
-LAMBDAS = {"friendliness": 0.0, "expressiveness": 1.0}
 
 
 def measured(frame: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +91,7 @@ def trials(data: pd.DataFrame) -> pd.DataFrame:
                 "gain, held out": figures.number((held[chosen] - held[DEFAULT]) * 100, sign=True),
                 "default": text(of(data, method, name, student)["score"]), "tuned": text(taken["score"]),
                 "STARK less tuned": said(versus(best(data, name, student), taken)),
-            })  # fmt: skip
+            })
     return pd.DataFrame(rows)
 
 
@@ -222,8 +222,8 @@ def _by_rule(data: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
         (AGAIN, "knowledgeable", "paper", "best_held", "paper"),
         (SELECTION, "knowledgeable", "paper", "selection", "paper"),
         ("random scores, chosen, best epoch and reported on dev", "random", "clean", "best_dev", "paper"),
-        (f"{AGAIN} ", "random", "clean", "best_held", "paper"),
-        ("selection: dev less held-out rows ", "random", "clean", "selection", "paper"),
+        (f"{AGAIN}, random scores", "random", "clean", "best_held", "paper"),
+        ("selection: dev less held-out rows, random scores", "random", "clean", "selection", "paper"),
     )
     made = {}
     for label, scores, scored, measure, rule in rules:
@@ -261,12 +261,12 @@ def _unclear(estimate: Estimate) -> str:
     return "" if tables.clear(estimate) else ", which is not clear of zero"
 
 
-def choices_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+def choices_in_words(data: pd.DataFrame) -> str:
     """For each task the sparsity that held-out rows chose, the teacher's own score there, the difference from KD, and
     the best difference of any sparsity on the reported rows themselves, over the seeds of the whole grid."""
     parts = []
     for name in task_names(data):
-        runs, kd = whole(grid(data, name, student)), of(data, "KD", name, student)
+        runs, kd = whole(grid(data, name)), of(data, "KD", name)
         clean, hindsight = (_chosen(runs, name, rule) for rule in ("clean", "hindsight"))
         if len(clean) and len(kd):
             dense = kd[kd["seed"].isin(clean["seed"])]
@@ -279,30 +279,30 @@ def choices_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
     return tables.listed("Here:", parts, "no runs yet") + "."
 
 
-def equal_sparsities(data: pd.DataFrame, student: str = "dropped") -> dict[float, dict[str, Estimate]]:
+def equal_sparsities(data: pd.DataFrame) -> dict[float, dict[str, Estimate]]:
     """STARK with scores minus STARK at random where both remove as much, in points, paired by seed: by sparsity, then
     by task and, under "all", of the tasks that have enough seeds."""
     found: dict[float, dict[str, pd.Series]] = {}
     for name in task_names(data):
-        scored, chance = (grid(data, name, student, kind).query("sparsity > 0") for kind in ("knowledgeable", "random"))
+        scored, chance = (grid(data, name, scores=kind).query("sparsity > 0") for kind in ("knowledgeable", "random"))
         for share in sorted(set(scored["sparsity"]) & set(chance["sparsity"])):
             both = (runs[runs["sparsity"] == share] for runs in (scored, chance))
             found.setdefault(share, {})[name] = by_seed(*both)
     return {share: pooled(found[share]) for share in sorted(found)}
 
 
-def scored_less_random(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
+def scored_less_random(data: pd.DataFrame) -> pd.DataFrame:
     """`equal_sparsities` as text, one row a sparsity."""
     rows = [{"sparsity": percent(share)} | {name: said(e) for name, e in made.items()}
-            for share, made in equal_sparsities(data, student).items()]
+            for share, made in equal_sparsities(data).items()]
     table = pd.DataFrame(rows)
     return table[[name for name in ("sparsity", *task_names(data), "all") if name in table]].fillna(figures.DASH)
 
 
-def equal_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+def equal_in_words(data: pd.DataFrame) -> str:
     """In how many cases (a task and a sparsity) random teachers teach worse than scored ones of the same size, and in
     how many better, with intervals that exclude zero; empty where there is no case."""
-    cells = {(name, share): e for share, made in equal_sparsities(data, student).items()
+    cells = {(name, share): e for share, made in equal_sparsities(data).items()
              for name, e in made.items() if name != "all"}
     if not cells:
         return ""
@@ -320,14 +320,14 @@ def equal_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
             f"better in {better}{too}")
 
 
-def choices_of_both(data: pd.DataFrame, student: str = "dropped") -> str:
+def choices_of_both(data: pd.DataFrame) -> str:
     """For each task the sparsity that held-out rows chose by score and at random, among how many, and what the teachers
     so pruned score themselves."""
     parts = []
     for name in task_names(data):
         told = []
         for word, kind in (("by score", "knowledgeable"), ("at random", "random")):
-            runs, ran = best(data, name, student, kind), grid(data, name, student, kind).query("sparsity > 0")
+            runs, ran = best(data, name, scores=kind), grid(data, name, scores=kind).query("sparsity > 0")
             if len(runs):
                 enough = profiles.profile(runs["profile"].iloc[0]).seeds
                 among = (ran.groupby("sparsity")["seed"].nunique() >= enough).sum()

@@ -71,9 +71,7 @@ def _draw(axis, part: pd.DataFrame) -> None:
 
 def in_words(table: pd.DataFrame) -> str:
     """What the forest plot says to those who do not see it."""
-    said = "; ".join(
-        f"{verdict}: {', '.join(part['short'])}" for verdict, part in table.groupby("verdict", sort=True)
-    )
+    said = "; ".join(f"{verdict}: {', '.join(part['short'])}" for verdict, part in table.groupby("verdict", sort=True))
     return f"Forest plot of {len(table)} claims, our effect and 95 % interval beside the paper's effect. {said}."
 
 
@@ -115,13 +113,13 @@ def another_teacher(data: pd.DataFrame, profile: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gaps(data: pd.DataFrame, book: dict | None = None) -> pd.DataFrame:
+def gaps(data: pd.DataFrame) -> pd.DataFrame:
     """How far the layer-dropped KD student stays behind its teacher, in the paper and here, in points of the paper's
     metric on dev, and here also in the verdicts' metric on test where there is one; one row a task that has runs. The
     teacher is the one that taught them."""
     rows = []
     for task, metric in (("mrpc", "f1"), ("sst2", "accuracy"), ("stsb", "spearman")):
-        paper = [published.cell(f"stark-main-dropped/{row}/{task} {metric}", book) for row in ("BERT-base", "KD4")]
+        paper = [published.cell(f"stark-main-dropped/{row}/{task} {metric}") for row in ("BERT-base", "KD4")]
         here = data[(data["task"] == task) & data.get(f"dev_{metric}", pd.Series(index=data.index)).notna()]
         student = select(here, {"chapter": "02_stark", "method": "KD", "args": {"student": "dropped"}})
         if student.empty:
