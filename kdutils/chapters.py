@@ -165,6 +165,7 @@ def execute(source, target, parameters, timeout):
     papermill.execute_notebook(
         str(source), str(target), parameters=parameters, kernel_name="python3", cwd=str(source.parent),
         execution_timeout=timeout, progress_bar=False, stderr_file=shown,
+        coalesce_streams=True,  # a busy machine sends what a cell prints in parts
     )
 
 

@@ -29,15 +29,16 @@ def read(path):
 
 
 def test_a_copy_holds_the_parameters_and_nothing_that_differs_between_two_runs(tmp_path):
-    source = notebook(tmp_path / "a.ipynb", "import sys, pathlib\nprint('out', seed, pathlib.Path.cwd().name)",
-                      "print('bar', file=sys.stderr)")
+    said = "print('out', flush=True)\ntime.sleep(0.5)\nprint(seed, pathlib.Path.cwd().name)"
+    source = notebook(tmp_path / "a.ipynb", f"import sys, pathlib, time\n{said}", "print('bar', file=sys.stderr)")
     texts = []
     for name in ("x.ipynb", "y.ipynb"):
         assert chapters.run_chapter(source, tmp_path / "out" / name, {"seed": 2}) is None
         copy = read(tmp_path / "out" / name)
         texts.append([(cell.source, cell.metadata, cell.get("outputs")) for cell in copy.cells])
     assert texts[0] == texts[1]
-    assert copy.cells[2].outputs[0].text == f"out 2 {tmp_path.name}\n" and copy.cells[3].outputs == []
+    (output,) = copy.cells[2].outputs
+    assert output.text == f"out\n2 {tmp_path.name}\n" and copy.cells[3].outputs == []
     assert copy.metadata.keys() == {"kernelspec", "language_info"} and "version" not in copy.metadata.language_info
     assert "hide-input" in copy.cells[1].metadata.tags
 
