@@ -117,12 +117,12 @@ def marks(runs: pd.DataFrame, prefix: str = "") -> dict[str, str]:
 
 
 def listed(lead: str, parts: Iterable[str], none: str = "No runs yet.") -> str:
-    """What a figure says to those who do not see it."""
+    """A lead and its parts as one sentence, for prose or for those who do not see a figure."""
     return f"{lead} {'; '.join(parts) or none}"
 
 
 def in_words(estimates: dict[str, Estimate], what: str = "Differences in score") -> str:
-    """The same of a plot of differences."""
+    """What a plot of differences says to those who do not see it."""
     parts = [f"{name}: {figures.number(e['effect'], sign=True)} ({e['n']} seeds)" for name, e in estimates.items()]
     return listed(f"{what} with 95 % intervals, in points.", parts)
 

@@ -88,12 +88,12 @@ def get(name: str) -> Task:
     return TASKS[name]
 
 
-def score(task: Task, logits: np.ndarray, labels: np.ndarray, bins: int = 10) -> dict[str, float]:
+def score(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Every metric of `task` for `logits` [n, outputs] against `labels` [n]; all as fractions, not percent, the task's
     own first and the paper's leading, by which the best epoch is chosen.
 
     Classification adds confidence (mean largest softmax probability), entropy and nll (nats), and ece, the expected
-    calibration error over `bins` equal-width confidence bins (Guo et al., 2017). A regression has no confidence:
+    calibration error over ten equal-width confidence bins (Guo et al., 2017). A regression has no confidence:
     it gets spearman, pearson and mse. ValueError: logits of another shape.
     """
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
@@ -110,7 +110,7 @@ def score(task: Task, logits: np.ndarray, labels: np.ndarray, bins: int = 10) ->
     if len(task.labels) == 2:
         values["f1"] = f1_score(labels, guess, zero_division=0)
     confidence = np.exp(logp.max(axis=1))
-    bars = calibration(confidence, guess == labels, bins)
+    bars = calibration(confidence, guess == labels)
     values |= {
         "confidence": confidence.mean(),
         "entropy": -(np.exp(logp) * logp).sum(axis=1).mean(),

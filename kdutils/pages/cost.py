@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -20,9 +19,9 @@ HEADS = {"reference / it": "official loop / it", "reference / it, cpu": "officia
          "reference loop": "official loop", "reference": "official loop"}  # records say reference for it
 
 
-def benchmarks(path: Path | None = None) -> list[dict]:
+def benchmarks() -> list[dict]:
     """The benchmarks' records, one for each part, device, number of threads and dtype; none without measurements."""
-    path = path or repository() / "book" / "benchmarks.jsonl"
+    path = repository() / "book" / "benchmarks.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

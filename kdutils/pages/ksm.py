@@ -187,7 +187,7 @@ def deviation(data: pd.DataFrame, phase: int) -> dict[str, float]:
 
 
 def proportion(data: pd.DataFrame, phase: int) -> str:
-    """The same in words: how much less r^e weighs than where both rewards are raw."""
+    """`deviation` in words: how much less r^e weighs than where both rewards are raw."""
     return "; ".join(f"on {name} the deviation is {size:.4f} on average, so that exploration weighs about "
                      f"{round(1 / size, -1):.0f} times less beside the phase reward than where both are left alone"
                      for name, size in deviation(data, phase).items() if size)

@@ -159,7 +159,7 @@ def stays_lucky(data: pd.DataFrame, task: str) -> Estimate:
 
 
 def stays_lucky_in_words(data: pd.DataFrame) -> str:
-    """The same on each task that has replays."""
+    """`stays_lucky` in words, on each task that has replays."""
     found = {name: stays_lucky(data, name) for name in task_names(data)}
     return readable(", ".join(f"{said(e)} on {name}" for name, e in found.items() if e["n"])) or figures.DASH
 

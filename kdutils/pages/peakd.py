@@ -14,6 +14,7 @@ from kdutils.records import Record
 
 USUAL = {"layers": None, "init": None}  # arguments of the chapter's main comparison
 TRIED = ("batch_size", "lr", "epochs", "tau", "alpha", "beta")
+MOST = 6  # trials of a method on a task that are shown
 OPTIONAL = (*USUAL, *TRIED, "threshold", "ptp_epochs", "created", "extra_label_counts", "extra_ptp_seconds",
             "extra_ptp_loss", "extra_ptp_epoch")
 DEPTH = ("PatientKD", "SPS-2", "Pea-KD")  # methods compared at several depths and starts
@@ -59,22 +60,22 @@ def of(data: pd.DataFrame, method: str, task: str, **args) -> pd.DataFrame:
     return verdicts.select(data[data["task"] == task], {"method": method, "args": USUAL | args})
 
 
-def trials(data: pd.DataFrame, most: int = 6) -> pd.DataFrame:
-    """The `most` best trials of a method on a task, the best first: what was varied, and the score on held-out rows."""
+def trials(data: pd.DataFrame) -> pd.DataFrame:
+    """The `MOST` best trials of a method on a task, the best first: what was varied, and the score on held-out rows."""
     tried = data[data["method"].str.startswith("tune-")]
     rows = []
     for (task, method), some in tried.groupby(["task", "method"], sort=False):
         varied = [name for name in TRIED if some[name].notna().any()]
         rows += [{"task": task, "method": called(method.removeprefix("tune-"))}
                  | {called(name): f"{row[name]:g}" for name in varied} | {"held-out score": 100 * row["held"]}
-                 for _, row in some.nlargest(most, "held").iterrows()]
+                 for _, row in some.nlargest(MOST, "held").iterrows()]
     return pd.DataFrame(rows)
 
 
-def shown(data: pd.DataFrame, most: int = 6) -> str:
+def shown(data: pd.DataFrame) -> str:
     """How many of a method's trials on a task are in the table of `trials`."""
     tried = data[data["method"].str.startswith("tune-")].groupby(["task", "method"]).size().max()
-    return f"the best {most} of {tried}" if tried > most else "all that were tried"
+    return f"the best {MOST} of {tried}" if tried > MOST else "all that were tried"
 
 
 def marks(data: pd.DataFrame, task: str, prefix: str = "") -> dict[str, str]:
@@ -426,7 +427,7 @@ def by_threshold(swept: pd.DataFrame):
 
 
 def by_threshold_in_words(swept: pd.DataFrame) -> str:
-    """The same for those who do not see it."""
+    """What `by_threshold`'s figure says to those who do not see it."""
     return _over(swept.assign(method="Pea-KD"), "threshold", "Scores over PTP's threshold:", PLANNED)
 
 
@@ -448,7 +449,7 @@ def by_layers(data: pd.DataFrame):
 
 
 def by_layers_in_words(data: pd.DataFrame) -> str:
-    """The same for those who do not see it."""
+    """What `by_layers`'s figure says to those who do not see it."""
     return _over(depths(data), "extra_layers", "Scores over the number of independent layers:", "one number so far")
 
 

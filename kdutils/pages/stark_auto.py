@@ -269,10 +269,10 @@ def sensitivity(data: pd.DataFrame, student: str = "dropped") -> pd.DataFrame:
     return pd.DataFrame([*rows, {"reading": "grid", "bandwidth": figures.DASH} | best])
 
 
-def readings_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+def readings_in_words(data: pd.DataFrame) -> str:
     """For each task how far the automatic sparsity moves with the bandwidth (reading A) and with the reading."""
-    table, parts = sensitivity(data, student), []
-    for name in _tasks(data, student):
+    table, parts = sensitivity(data), []
+    for name in _tasks(data):
         half, one, two = (table[(table["reading"] == "A") & (table["bandwidth"] == f"× {b}")][name].iloc[0]
                           for b in ("0.5", "1", "2"))
         usual = table[table["reading"].isin(READINGS.values()) & (table["bandwidth"] == "× 1")][name]

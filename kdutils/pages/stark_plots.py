@@ -40,7 +40,7 @@ def curves(data: pd.DataFrame, student: str = "dropped"):
 
 
 def curves_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
-    """The same for those who do not see it."""
+    """What the sparsity curves say to those who do not see them."""
     parts = []
     for name in task_names(data):
         found, chance = whole(grid(data, name, student)), whole(grid(data, name, student, "random"))
@@ -61,11 +61,11 @@ def _ends(runs: pd.DataFrame, column: str) -> str:
     return f"from {means.iloc[0]:.1f} to {means.iloc[-1]:.1f}"
 
 
-def gains_in_words(data: pd.DataFrame, student: str = "dropped") -> str:
+def gains_in_words(data: pd.DataFrame) -> str:
     """For each task where the student's curve is highest above 0, how far above KD, and its teacher's score there."""
     parts = []
     for name in task_names(data):
-        found = whole(grid(data, name, student))
+        found = whole(grid(data, name))
         above, dense = found[found["sparsity"] > 0], found[found["sparsity"] == 0]
         if len(above):
             share = above.groupby("sparsity")["score"].mean().idxmax()
@@ -112,7 +112,7 @@ def _stay(runs: pd.DataFrame) -> np.ndarray:
 
 
 def map_in_words(data: pd.DataFrame) -> str:
-    """The same for those who do not see it."""
+    """What the map of heads says to those who do not see it."""
     parts = []
     for name, runs in _halved(data).items():
         heads, neurons = _stay(runs).sum(1), _neurons(runs)
@@ -157,7 +157,7 @@ def differences(by_task: dict[str, dict[str, dict]], label: str = "minus KD, poi
 
 
 def differences_in_words(by_task: dict[str, dict[str, dict]], what: str) -> str:
-    """The same for those who do not see it."""
+    """What a figure of differences by task says to those who do not see it."""
     parts = [f"{tasks.title(task)}: " + ", ".join(f"{name} {tables.said(e)}" for name, e in estimates.items())
              for task, estimates in by_task.items()]
     return tables.listed(f"{what}, in points.", parts)
@@ -179,7 +179,7 @@ def lines(runs: pd.DataFrame, x: str, xlabel: str):
 
 
 def lines_in_words(runs: pd.DataFrame, x: str) -> str:
-    """The same for those who do not see it."""
+    """What a figure of mean scores over `x` says to those who do not see it."""
     kept = [whole(part, x) for _, part in runs.groupby("task", sort=False)]
     means = (pd.concat(kept).groupby(["task", x])["score"].mean() * 100).round(1) if kept else {}
     return tables.listed(f"Mean score by task and {x}.",
