@@ -45,16 +45,21 @@ def plan(profile: str, task: str) -> list[Spec]:
     def over(method, amounts, seeds):
         return [make(method, seed, {"amount": a}) for a in amounts for seed in seeds]
 
-    specs = [common.teacher_spec(profile, task, settings)]
-    for first in (True, False):
-        part, depth = (slice(0, 3), slice(0, 1)) if first else (slice(3, None), slice(1, 1 if small else None))
-        specs += over("random_unstructured", UNSTRUCTURED[:few][part], masks)
-        specs += [common.teacher_spec(profile, task, settings, seed, layers) for layers in depths[:few][depth]
-                  for seed in (seeds[:1] if profile == "smoke" else seeds)]
-        specs += [common.teacher_spec(profile, task, settings, seed) for seed in seeds[1:] if first]
-        specs += over("distil_from_sparse", TAUGHT[:few][slice(0, 2) if first else slice(2, None)], seeds)
-        specs += over("random_structured", STRUCTURED[:few][part], masks)
-    return specs + [_sized(profile, task, size, seed) for size in SIZES if profile == "paper" for seed in seeds]
+    def models(seeds, *layers):
+        return [common.teacher_spec(profile, task, settings, seed, *layers) for seed in seeds]
+
+    def part(amounts: slice, taught: slice, smaller: slice, again):
+        return [*over("random_unstructured", UNSTRUCTURED[:few][amounts], masks),
+                *(spec for layers in depths[:few][smaller]
+                  for spec in models(seeds[:1] if profile == "smoke" else seeds, layers)),
+                *models(again),
+                *over("distil_from_sparse", TAUGHT[:few][taught], seeds),
+                *over("random_structured", STRUCTURED[:few][amounts], masks)]
+
+    claimed = part(slice(0, 3), slice(0, 2), slice(0, 1), seeds[1:])
+    rest = part(slice(3, None), slice(2, None), slice(1, 1 if small else None), ())
+    sized = [_sized(profile, task, size, seed) for size in SIZES if profile == "paper" for seed in seeds]
+    return [*models([common.TEACHER_SEED]), *claimed, *rest, *sized]
 
 
 def _sized(profile: str, task: str, size: str, seed: int) -> Spec:
