@@ -31,7 +31,7 @@ AVERAGE = "all average"
 
 @functools.cache
 def load(path: Path | None = None) -> dict[str, Any]:
-    """The whole of claims.yml, checked: rows as long as their columns, cells and kinds that exist. Do not change it."""
+    """The whole of claims.yml, checked: rows as long as their columns, kinds and tasks that exist. Do not change it."""
     path = path or repository() / "book" / "claims.yml"
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
     _need(path.name, data or {}, PARTS)
