@@ -276,21 +276,21 @@ def widths(model) -> tuple[tuple[int, int], tuple[int, int]]:
 
 class Gates:
     """Multiplicative gates, all ones, on every head's context (xi, [layers, heads]) and every FFN neuron after GELU
-    (nu, [layers, neurons]); `remove()` takes them off again. A gate of zero equals physical removal."""
+    (nu, [layers, neurons]); `remove()` takes them off again. A gate of zero equals physical removal. Tensors with a
+    leading dimension of rows give each row of a batch gates of its own."""
 
-    def __init__(self, model, requires_grad: bool = False):
+    def __init__(self, model):
         device = device_of(model)
-        self.heads, self.neurons = (torch.ones(shape, device=device, requires_grad=requires_grad)
-                                    for shape in widths(model))
+        self.heads, self.neurons = (torch.ones(shape, device=device) for shape in widths(model))
         self._hooks = []
         for i, layer in enumerate(model.bert.encoder.layer):
             size = layer.attention.self.attention_head_size
-            self._hook(layer.attention.output.dense, lambda i=i, s=size: self.heads[i].repeat_interleave(s))
-            self._hook(layer.output.dense, lambda i=i: self.neurons[i])
+            self._hook(layer.attention.output.dense, lambda i=i, s=size: self.heads[..., i, :].repeat_interleave(s, -1))
+            self._hook(layer.output.dense, lambda i=i: self.neurons[..., i, :])
 
     def _hook(self, module, gate):
         def multiply(_, inputs):
-            return (inputs[0] * gate().to(inputs[0].dtype),)
+            return (inputs[0] * gate().unsqueeze(-2).to(inputs[0].dtype),)
 
         self._hooks.append(module.register_forward_pre_hook(multiply))
 

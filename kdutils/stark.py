@@ -96,13 +96,43 @@ def expressiveness(teacher, batches: Iterable[dict]) -> tuple[torch.Tensor, torc
 
 
 def _gated(teacher, batches: Iterable[dict], *terms) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each loss term the normalised sensitivities to the gates of heads and of neurons."""
-    gates = bert.Gates(teacher, requires_grad=True)
+    """For each loss term the normalised sensitivities to the gates of heads and of neurons.
+
+    A loss reaches the gates only through the logits of its rows, and a softmax knows of c logits only c - 1 differences
+    (a regression has its one output). So each row gets gates of its own and each difference one backward pass, whose
+    gradients, a row each, serve all terms: a term's own is their sum, weighed by its slopes at the logits. With two
+    classes both scores take one pass instead of two.
+    """
+    gates, shapes = bert.Gates(teacher), bert.widths(teacher)
+
+    def gradients(batch):
+        rows = len(batch["labels"])
+        gates.heads, gates.neurons = (_ones(rows, shape, teacher) for shape in shapes)
+        logits = _checked(teacher, batch)
+        free = logits[:, 1:] - logits[:, :1] if logits.shape[1] > 1 else logits
+        slopes = torch.stack([_slopes(term, batch, logits)[:, -free.shape[1] :] for term in terms])
+        found = [torch.zeros(len(terms), *shape, device=logits.device) for shape in shapes]
+        for i in range(free.shape[1]):
+            by_row = torch.autograd.grad(free[:, i].sum(), [gates.heads, gates.neurons], retain_graph=True)
+            for total, gradient in zip(found, by_row, strict=True):
+                total += torch.einsum("tr,rlu->tlu", slopes[:, :, i], gradient)
+        return found
+
     try:
-        found = _sensitivities(teacher, batches, [gates.heads, gates.neurons], terms)
+        heads, neurons = _sums(teacher, batches, gradients)
     finally:
         gates.remove()
-    return [(normalise(heads), normalise(neurons)) for heads, neurons in found]
+    return [(normalise(h), normalise(n)) for h, n in zip(heads, neurons, strict=True)]
+
+
+def _ones(rows: int, shape: tuple[int, int], teacher) -> torch.Tensor:
+    return torch.ones(rows, *shape, device=bert.device_of(teacher), requires_grad=True)
+
+
+def _slopes(term, batch: dict, logits: torch.Tensor) -> torch.Tensor:
+    """The gradient of a loss term with respect to the teacher's logits [rows, outputs]."""
+    logits = logits.detach().requires_grad_()
+    return torch.autograd.grad(term(batch, logits), logits)[0]
 
 
 def _task(batch: dict, logits: torch.Tensor) -> torch.Tensor:
@@ -124,42 +154,40 @@ def _friendliness(student: Student, tau: float) -> Callable[[dict, torch.Tensor]
     return term
 
 
-def _sensitivities(teacher, batches, of: list[torch.Tensor], terms, weigh: bool = False) -> list[list[torch.Tensor]]:
-    """For each loss term the sums over batches of |gradient| (`weigh`: of |value x gradient|) with respect to `of`.
-
-    One forward pass and one backward pass a term for each batch; no gradient is stored for anything else.
-    """
-    totals = [[torch.zeros_like(x, dtype=torch.float32) for x in of] for _ in terms]
+def _sums(teacher, batches, gradients: Callable[[dict], list[torch.Tensor]],
+          of: Sequence[nn.Parameter] = ()) -> list[torch.Tensor]:
+    """The sums over batches of the absolute values of `gradients(batch)`, with gradients of the teacher's own
+    parameters for those in `of` alone."""
+    totals: list[torch.Tensor] = []
     flags = {p: p.requires_grad for p in teacher.parameters()}
-    wanted, seen = {id(x) for x in of}, 0
+    wanted = {id(x) for x in of}
     with bert.in_mode(teacher, training=False):
         try:
             for p in flags:
                 p.requires_grad_(id(p) in wanted)
             for batch in batches:
-                batch = {name: _normal(value) for name, value in batch.items()}
-                logits, _ = bert.forward(teacher, batch)
-                _check(batch["labels"], logits)
-                for i, term in enumerate(terms):
-                    gradients = torch.autograd.grad(term(batch, logits), of, retain_graph=i + 1 < len(terms))
-                    for total, x, gradient in zip(totals[i], of, gradients, strict=True):
-                        total += (x.detach() * gradient if weigh else gradient).abs()
-                seen += 1
+                found = gradients({name: _normal(value) for name, value in batch.items()})
+                totals = totals or [torch.zeros_like(x) for x in found]
+                for total, x in zip(totals, found, strict=True):
+                    total += x.abs()
         finally:
             for p, flag in flags.items():
                 p.requires_grad_(flag)
-    if not seen:
+    if not totals:
         raise ValueError("batches: got none; allowed: one or more")
     return totals
 
 
-def _check(labels: torch.Tensor, logits: torch.Tensor) -> None:
-    """Labels of another kind would be broadcast, or compared with the first output alone, without a word."""
+def _checked(teacher, batch: dict) -> torch.Tensor:
+    """The teacher's logits on a batch. Labels of another kind would be broadcast, or compared with the first output
+    alone, without a word."""
+    logits, labels = bert.forward(teacher, batch)[0], batch["labels"]
     rows, outputs = logits.shape
     if labels.shape != (rows,) or labels.is_floating_point() != (outputs == 1):
         kind = "real" if outputs == 1 else "whole"
         got = f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)}"
         raise ValueError(f"labels: got {got}; allowed: {kind} numbers ({rows},) for a teacher of {outputs} output(s)")
+    return logits
 
 
 def _normal(x):
@@ -232,9 +260,16 @@ def score_weights(teacher, student: Student, batches: Iterable[dict], tau: float
     that pruned teachers are allowed, or lam outside [0, 1].
     """
     _share("lam", lam)
-    layers = weight_matrices(teacher)
-    flat = [w for layer in layers for w in layer]
-    p, q = _sensitivities(teacher, batches, flat, (_task, _friendliness(student, tau)), weigh=True)
+    flat = [w for layer in weight_matrices(teacher) for w in layer]
+    terms = _task, _friendliness(student, tau)
+
+    def gradients(batch):
+        logits = _checked(teacher, batch)
+        found = [torch.autograd.grad(term(batch, logits), flat, retain_graph=term is _task) for term in terms]
+        return [weight.detach() * gradient for one in found for weight, gradient in zip(flat, one, strict=True)]
+
+    sums = _sums(teacher, batches, gradients, flat)
+    p, q = sums[: len(flat)], sums[len(flat) :]
     made = []
     for start in range(0, len(flat), len(MATRICES)):
         part = slice(start, start + len(MATRICES))

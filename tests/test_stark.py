@@ -126,13 +126,39 @@ def test_a_regressions_friendliness_is_zero_where_its_student_agrees():
     torch.testing.assert_close(found.head_expressiveness.norm(dim=1), torch.ones(LAYERS), atol=1e-4, rtol=0)
 
 
-def test_a_batch_takes_one_forward_pass_and_two_backward_passes(monkeypatch):
-    teacher, student, passes = model(seed=1), model(seed=2), []
-    forward, backward = bert.forward, torch.autograd.grad
-    monkeypatch.setattr(bert, "forward", lambda asked, *rest: passes.append(asked) or forward(asked, *rest))
-    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append("back") or backward(*a, **k))
-    stark.score(teacher, student, [batch(), batch(seed=1), batch(seed=2)])
-    assert [passes.count(x) for x in (teacher, student, "back")] == [3, 3, 6]
+@pytest.mark.parametrize(("outputs", "backward"), [(1, 1), (2, 1), (3, 2)])
+def test_one_backward_pass_a_free_logit_serves_both_scores(monkeypatch, outputs, backward):
+    teacher, student, forward, back = model(outputs, 1), model(outputs, 2), [], []
+    read, grad = bert.forward, torch.autograd.grad
+    monkeypatch.setattr(bert, "forward", lambda asked, *rest: forward.append(asked) or read(asked, *rest))
+    monkeypatch.setattr(torch.autograd, "grad", lambda y, x, **k: back.append(isinstance(x, list)) or grad(y, x, **k))
+    labels = torch.rand(6) if outputs == 1 else torch.arange(6) % outputs
+    stark.score(teacher, student, [batch(labels=labels), batch(seed=1, labels=labels)])
+    assert forward.count(teacher) == forward.count(student) == 2 and sum(back) == 2 * backward
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+def test_scores_are_those_of_one_backward_pass_a_loss(outputs):
+    """The plain way: the gradient of each batch's loss at gates that all rows share."""
+    teacher, student, tau = model(outputs, 1), model(outputs, 2), 3.0
+    labels = torch.linspace(0, 5, 6) if outputs == 1 else torch.arange(6) % outputs
+    batches, plain = [batch(labels=labels, seed=seed) for seed in range(3)], {}
+    gates = bert.Gates(teacher)
+    for rows in batches:
+        z_s = bert.forward(student, rows)[0].detach()
+        shared = [x.detach().requires_grad_() for x in (gates.heads, gates.neurons)]
+        gates.heads, gates.neurons = shared
+        z = bert.forward(teacher, rows)[0]
+        soft = F.mse_loss(z, z_s) if outputs == 1 else F.cross_entropy(z_s / tau, F.softmax(z / tau, -1))
+        task = F.mse_loss(z[:, 0], labels) if outputs == 1 else F.cross_entropy(z, labels)
+        for kind, loss in (("expressiveness", task), ("friendliness", soft)):
+            slopes = torch.autograd.grad(loss, shared, retain_graph=True)
+            for unit, slope in zip(("head", "neuron"), slopes, strict=True):
+                plain[f"{unit}_{kind}"] = plain.get(f"{unit}_{kind}", 0) + slope.abs()
+    gates.remove()
+    found = vars(stark.score(teacher, student, batches, tau))
+    for name, sums in plain.items():
+        torch.testing.assert_close(found[name], per_layer(sums), atol=1e-5, rtol=1e-4)
 
 
 def test_norms_interpolation_and_shapes():
