@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -137,6 +138,19 @@ def test_a_measurement_replaces_the_same_devices_older_one(tmp_path, monkeypatch
     found = cost_page.benchmarks()
     assert [(r["part"], r["rows"][0]["seconds"]) for r in found] == [("pages", 3.0), ("sweep", 2.0)]
     assert found == [json.loads(line) for line in (tmp_path / "book" / "benchmarks.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("device", "mkl", "expected"), [
+    ("AMD EPYC", "Intel(R) 64 architecture Intel(R) Architecture processors", ""),
+    ("AMD EPYC", "Intel(R) Advanced Vector Extensions 512 (Intel(R) AVX-512)", " with Intel's MKL kernels"),
+    ("Intel Xeon", "Intel(R) Advanced Vector Extensions 512 (Intel(R) AVX-512)", ""),
+])
+def test_an_amd_processor_that_mkl_takes_for_intels_is_another_device(monkeypatch, device, mkl, expected):
+    def said(*_, env, **__):
+        return SimpleNamespace(stdout=f"MKL_VERBOSE {mkl}" if env["MKL_VERBOSE"] == "1" else "")
+
+    monkeypatch.setattr(command.subprocess, "run", said)
+    assert command.told_otherwise(device) == expected
 
 
 def record(part, rows, load=0.0, gpu=False):

@@ -801,6 +801,27 @@ def test_the_grid_chooses_on_held_out_rows_and_then_gets_more_seeds(tmp_path, mo
     assert {"PKD", "CKD"} < {s.args["base"] for s in added}
 
 
+def test_a_grid_on_later_seeds_chooses_for_the_first_ones(tmp_path, monkeypatch):
+    (tmp_path / "_toc.yml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path / "runs"))
+    store, before = Store(), chapter.plan("mini", "mrpc")
+
+    def grid(scores):
+        return {(s.seed, s.args["sparsity"]) for s in before if s.method == "STARK" and s.args["student"] == "pruned"
+                and s.args["scores"] == scores}
+
+    whole = set(itertools.product(range(5, 10), chapter.GRID))
+    assert grid("knowledgeable") == grid("random") == whole
+    for seed, s in whole:
+        spec = chapter.sparse("mini", "mrpc", seed, s, "pruned")
+        assert chapter.chosen("mini", "mrpc", "pruned") is None
+        store.put(spec, {"metrics": {"held": {"matthews": 0.5 if s == 0.7 else 0.4}}}, 1.0)
+    assert chapter.chosen("mini", "mrpc", "pruned") == 0.7
+    added = [s for s in chapter.plan("mini", "mrpc") if s not in before]
+    assert {(s.seed, s.args["student"], s.args["sparsity"]) for s in added} == {(i, "pruned", 0.7) for i in range(5)}
+
+
 def test_every_method_gets_as_many_trials_as_stark_has_sparsities(tmp_path, monkeypatch):
     (tmp_path / "_toc.yml").touch()
     monkeypatch.chdir(tmp_path)
