@@ -509,7 +509,7 @@ def with_args(spec, **args):
 def test_each_protocol_scores_on_its_own_rows(runs, monkeypatch, protocol, split):
     """The rows, and the trial student's logits on them: their accuracy is that of its record."""
     made, seen = common.bench(runs["KD"][0]), []
-    monkeypatch.setattr(teachers, "remembered", lambda kind, about, make: (make(), 0.0))
+    monkeypatch.setattr(teachers, "remembered", lambda kind, about, prepare, make: (make(*prepare()), 0.0))
     score = stark.score
 
     def spy(teacher, student, batches, tau):
@@ -587,19 +587,24 @@ def test_the_seconds_of_scoring_are_those_of_the_run_that_did_it(runs):
 
 def test_what_is_remembered_says_what_it_took_where_that_is_known(tmp_path, monkeypatch):
     monkeypatch.setenv("KDUTILS_RUNS", str(tmp_path))
-    made = []
+    made, clock = [], [0.0]
+    monkeypatch.setattr(teachers.time, "perf_counter", lambda: clock[0])
 
-    def make():
-        time.sleep(0.02)
+    def prepare():  # as a trial student that has to be trained first: no part of what making takes
+        clock[0] += 100
+        return 3, "b"
+
+    def make(count, _):
+        clock[0] += 2
         made.append(1)
-        return {"x": torch.arange(3)}
+        return {"x": torch.arange(count)}
 
-    first, again = (teachers.remembered("kind", "about", make) for _ in range(2))
+    first, again = (teachers.remembered("kind", "about", prepare, make) for _ in range(2))
     assert made == [1] and list(again[0]) == ["x"] and torch.equal(again[0]["x"], torch.arange(3))
-    assert first[1] == again[1] and 0.02 <= first[1] < 2
+    assert first[1] == again[1] == 2
     (path,) = (tmp_path / "cache").glob("kind-*.safetensors")
     save_file({"x": load_file(path)["x"]}, path)  # as files were written before
-    found, seconds = teachers.remembered("kind", "about", make)
+    found, seconds = teachers.remembered("kind", "about", prepare, make)
     assert made == [1] and list(found) == ["x"] and seconds is None
 
 

@@ -33,9 +33,10 @@ def timed(make: Callable) -> tuple:
     return made, time.perf_counter() - started
 
 
-def remembered(kind: str, about: str, make: Callable[[], dict]) -> tuple[dict, float | None]:
-    """The tensors that `make()` returns, by name, kept on disk under `kind`, the recipe and the text `about` that
-    decides them, and the seconds that making them took; None for those of an older file that does not say."""
+def remembered(kind: str, about: str, prepare: Callable[[], tuple], make: Callable) -> tuple[dict, float | None]:
+    """The tensors that `make(*prepare())` returns, by name, kept on disk under `kind`, the recipe and the text `about`
+    that decides them, and the seconds that `make` took (`prepare` may have to train a trial student); None for those of
+    an older file that does not say."""
     import torch
 
     from kdutils import checkpoints
@@ -43,7 +44,8 @@ def remembered(kind: str, about: str, make: Callable[[], dict]) -> tuple[dict, f
     key = hashlib.sha256(f"{RECIPE} {about}".encode()).hexdigest()[:24]
     path = common.cache() / f"{kind}-{key}.safetensors"
     if processes.agreed(not path.exists()):
-        made, took = timed(make)
+        ready = prepare()
+        made, took = timed(lambda: make(*ready))
         if processes.first():
             checkpoints.write(made | {"seconds": torch.tensor(took, dtype=torch.float64)}, path)
         processes.agreed(None)  # the others wait for the file: their own sums may differ in the last digit
@@ -58,11 +60,11 @@ def expressiveness(made):
 
     held = made.data.held
 
-    def make():
-        batches = held.batches(SCORE_BATCH, device=made.device)
+    def make(batches):
         return dict(zip(("heads", "neurons"), stark.expressiveness(made.teacher, batches), strict=True))
 
-    found, _ = remembered("expressiveness", f"{checkpoints.hash_of(made.teacher)} {held.fingerprint()}", make)
+    about = f"{checkpoints.hash_of(made.teacher)} {held.fingerprint()}"
+    found, _ = remembered("expressiveness", about, lambda: (held.batches(SCORE_BATCH, device=made.device),), make)
     return found["heads"], found["neurons"]
 
 
@@ -86,12 +88,12 @@ def scores(spec: Spec, made) -> tuple:
     seconds that scoring took, perhaps in an earlier run (see `remembered`)."""
     from kdutils import checkpoints, stark
 
-    def make():
-        return vars(stark.score(made.teacher, *_scored_on(spec, made), made.settings.tau))
+    def make(student, batches):
+        return vars(stark.score(made.teacher, student, batches, made.settings.tau))
 
     rows = made.data.evaluation[SPLITS[spec.args.get("protocol", "clean")]]
     about = f"{trial(spec).key} {checkpoints.hash_of(made.teacher)} {rows.fingerprint()}"
-    found, took = remembered("scores", about, make)
+    found, took = remembered("scores", about, lambda: _scored_on(spec, made), make)
     return stark.Scores(**found), took
 
 
@@ -117,8 +119,8 @@ def sparse_teacher(spec: Spec, made) -> tuple:
     if spec.method == "STARK-unstructured":
         if kind != "knowledgeable":
             raise ValueError(f"scores: got {kind!r} for STARK-unstructured; allowed: knowledgeable")
-        weights, took = timed(lambda: stark.score_weights(
-            made.teacher, *_scored_on(spec, made), made.settings.tau, lam))
+        student, batches = _scored_on(spec, made)
+        weights, took = timed(lambda: stark.score_weights(made.teacher, student, batches, made.settings.tau, lam))
         pruned = stark.sparsify_weights(made.teacher, weights, share)
         layers = [torch.cat([w.flatten() for w in layer]) for layer in stark.weight_matrices(pruned)]
         return pruned, {"zeros": [float((layer == 0).float().mean()) for layer in layers], "score_seconds": took}
