@@ -198,6 +198,16 @@ def test_a_task_without_other_methods_is_named(data):
         "points to KD with 40\xa0% removed")
 
 
+def test_a_row_with_few_seeds_is_named(data):
+    assert stark_page.thin_rows(data) == ""
+    few = data[(data["task"] != "mrpc") | (data["base"] != "CKD") | (data["seed"] < 3)]
+    said = "*all* leaves out CKD's MRPC, with fewer than 5 seeds"
+    assert stark_page.plugged(few).set_index("method").loc["CKD", "mrpc"].endswith("(3)")
+    assert stark_page.thin_rows(few) == said
+    lost = few.assign(score=few["score"].where((few["base"] != "CKD") | (few["task"] != "mrpc"), few["majority"]))
+    assert stark_page.thin_rows(lost) == f"{said} (CKD's students with STARK all give a constant answer there)"
+
+
 def test_rows_of_differences_are_equally_far_apart(data):
     found = stark_page.against_kd(data)
     found["sst2"] = {"FT": found["sst2"]["FT"]}

@@ -383,13 +383,30 @@ def plugged(data: pd.DataFrame) -> pd.DataFrame:
     for base in ("KD", "PKD", "CKD"):
         cells = [claims.cell(f"stark-plug/{base}4{end}/all average") for end in (" w/ STARK", "")]
         row = {"method": base, "the paper, eight tasks": f"{cells[0] - cells[1]:+.1f}"}
-        found = {}
-        for name in task_names(data):
-            at = of(data, "STARK", name, base=["PKD", "CKD"])["sparsity"].unique()
-            runs = of(data, "STARK", name, base=base, scores="knowledgeable", protocol="clean", lam=None)
-            found[name] = by_seed(runs[runs["sparsity"].isin(at)], of(data, base, name))
+        found = {name: by_seed(_plugged_into(data, base, name), of(data, base, name)) for name in task_names(data)}
         rows.append(row | {name: said(e) for name, e in pooled(found).items()})
     return pd.DataFrame(rows).fillna(figures.DASH)
+
+
+def _plugged_into(data: pd.DataFrame, base: str, name: str) -> pd.DataFrame:
+    """The runs of a base method with STARK on a task, at the sparsity that all of them have there."""
+    at = of(data, "STARK", name, base=["PKD", "CKD"])["sparsity"].unique()
+    runs = of(data, "STARK", name, base=base, scores="knowledgeable", protocol="clean", lam=None)
+    return runs[runs["sparsity"].isin(at)]
+
+
+def thin_rows(data: pd.DataFrame) -> str:
+    """The tasks that one row of `plugged` has too few seeds on to count them into its *all*, and whether all of its
+    students with STARK are left with a constant answer there; empty where there is none."""
+    parts = []
+    for base in ("KD", "PKD", "CKD"):
+        for name in task_names(data):
+            runs = _plugged_into(data, base, name)
+            if 0 < len(by_seed(runs, of(data, base, name))) < verdicts.FEWEST:
+                lost = (runs["score"] == runs["majority"]).all()
+                parts.append(f"{base}'s {tasks.title(name)}, with fewer than {verdicts.FEWEST} seeds"
+                             + (f" ({base}'s students with STARK all give a constant answer there)" if lost else ""))
+    return f"*all* leaves out {'; '.join(parts)}" if parts else ""
 
 
 def left_out(data: pd.DataFrame) -> str:
