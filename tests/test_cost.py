@@ -172,6 +172,9 @@ def test_targets_are_judged_from_records():
     assert cost_page.in_short(busy)["pack"] == "20.0 (a machine)"
     more = record("replicas", pack, gpu=True) | {"threads": 4}  # the same machine: its name alone is not enough
     assert cost_page.in_short([*busy, more])["pack"].endswith("and 20.0 (a machine, 4 threads, float32)")
+    halves = record("replicas", pack, gpu=True) | {"dtype": "bfloat16"}
+    assert cost_page.in_short([*busy, halves])["pack"] == "20.0 (a machine, float32) and 20.0 (a machine, bfloat16)"
+    assert cost_page.in_short([*busy, halves, more])["pack"].count(", 2 threads, ") == 2
     assert cost_page.in_short([])["scoring"] == "not measured yet"
 
 

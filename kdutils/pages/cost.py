@@ -110,15 +110,16 @@ def targets(found: list[dict]) -> pd.DataFrame:
 
 
 def in_short(found: list[dict]) -> dict[str, str]:
-    """The measured value of every target as a text, every place's, by its word; a place by its processor alone where
-    that tells it from the others."""
+    """The measured value of every target as a text, every place's, by its word; a place by its processor alone, or with
+    the dtype, where that tells it from the others."""
     table, made = targets(found), {}
     for target in TARGETS:
         seen = table[(table["measure"] == target.name) & table["measured"].notna()]
-        device = seen["where"].astype(str).str.split(", ").str[0].str.replace("(R)", "").str.removesuffix(" Processor")
-        names = device if device.is_unique else seen["where"]
-        made[target.word] = " and ".join(f"{value:.1f} ({name})" for value, name in zip(seen["measured"], names,
-                                         strict=True)) or "not measured yet"
+        whole = seen["where"].astype(str).str.replace("(R)", "").str.replace(" Processor", "")
+        parts = whole.str.split(", ").str
+        names = next((some for some in (parts[0], parts[0] + ", " + parts[-1]) if some.is_unique), whole)
+        *others, last = [f"{value:.1f} ({name})" for value, name in zip(seen["measured"], names, strict=True)] or [""]
+        made[target.word] = " and ".join(filter(None, (", ".join(others), last))) or "not measured yet"
     return made
 
 
